@@ -76,12 +76,15 @@ def train_defaults(argv:list[str]=()) -> TrainArgs:
     preset = _value(argv, "--preset") or preset_for(_value(argv, "--device", "auto"))
     return TrainArgs(preset=preset, config=_Typed(**dataclasses.asdict(NanoGPTConfig.preset(preset))))
 
-# %% ../nbs/00b_args.ipynb #2e0695d6
+# %% ../nbs/00b_args.ipynb #4f207988
 def parse_train(argv:list[str]|None=None, # words after the command; None: those of this process
                 prog:str="nanogpt train") -> TrainArgs: # what the help calls the command
     "What was typed, with a checked NanoGPTConfig; ConfigError where a setting cannot be, SystemExit for a flag or type that is wrong."
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(TrainArgs, argv, prog, default=train_defaults(argv))
+    for flag in ("--preset", "--name"):
+        if args.resume is not None and _value(argv, flag) is not None:
+            raise ConfigError(f"--resume {args.resume} goes on with the settings and the name of that run; leave {flag} out.")
     return dataclasses.replace(args, config=_checked(args.config), given=_given(argv))
 
 # %% ../nbs/00b_args.ipynb #66b9ba16

@@ -1,8 +1,6 @@
 """The command `nanogpt`: a thin face over the functions of the library.
 
-Nothing heavy is imported here. Each command imports what it runs when it runs, so that `--help` and mistakes
-are told at once.
-"""
+Each command imports what it runs when it runs, so that `--help` and mistakes are told at once."""
 
 import difflib
 import json
@@ -169,7 +167,7 @@ def _parse_all(argv: list[str]) -> None:
     for name, command in COMMANDS.items():
         about = command.args.__doc__.splitlines()[0]
         parsers.append(Annotated[command.args, tyro.conf.subcommand(name, description=about, **defaults.get(name, {}))])
-    parse(Union[tuple(parsers)], argv, "nanogpt", description=ABOUT)  # noqa: UP007 (made here, not written)
+    parse(Union[tuple(parsers)], argv, "nanogpt", description=ABOUT)  # noqa: UP007 (joined here, not written)
 
 
 def sorted_rows(rows: list[dict], by: str) -> list[dict]:
@@ -181,7 +179,11 @@ def sorted_rows(rows: list[dict], by: str) -> list[dict]:
 
 def _console():
     "A rich console that does not cut lines short where nobody looks at a terminal."
-    from rich.console import Console
+    from rich import console
+
+    class Console(console.Console):
+        def on_broken_pipe(self):
+            raise BrokenPipeError  # exit_code knows what to do
 
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
 

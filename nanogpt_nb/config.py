@@ -89,7 +89,7 @@ _BOUNDS = {**{k: (1, math.inf) for k in _AT_LEAST_1}, **{k: (0, math.inf) for k 
 _OPEN = {"learning_rate": (0, math.inf), "muon_learning_rate": (0, math.inf)}          # ends excluded
 _HALF_OPEN = {"dropout": (0, 1), "beta1": (0, 1), "beta2": (0, 1)}                     # upper end excluded
 
-# %% ../nbs/00_config.ipynb #8dce68e6
+# %% ../nbs/00_config.ipynb #b4633cc3
 def _check_type(name, value, hint):
     "Return `value` as the type that `hint` asks for, or say why not."
     wrong = ConfigError(f"{name}={value!r} is not {_a(hint)}; give {name} {_a(hint)}.")
@@ -101,7 +101,7 @@ def _check_type(name, value, hint):
         return float(value)
     elif hint in (int, bool, str):
         if type(value) is not hint: raise wrong
-    elif isinstance(value, str) or not all(isinstance(o, str) for o in value): raise wrong
+    elif not isinstance(value, (tuple, list)) or not all(isinstance(o, str) for o in value): raise wrong
     else: return tuple(value)
     return value
 

@@ -199,20 +199,21 @@ def _files_of(source, progress) -> list:
     if not path.exists(): raise CorpusError(f"There is no file or folder {source!r}; check the path, or use tinyshakespeare.")
     with _open(path) as f: return [_spool(f)]          # a pipe or a device: readable once
 
-# %% ../nbs/01a_corpus.ipynb #e0213453
+# %% ../nbs/01a_corpus.ipynb #ee242833
 def open_corpus(sources:tuple=("tinyshakespeare",), # names, files, folders or "-" (standard input); a single one may stand alone
                 encoding:str="utf-8", # of the files
                 progress:bool=True) -> Corpus: # show downloads
     "The text in `sources`, ready to be read; CorpusError where it is not."
     sources = (sources,) if isinstance(sources, (str, os.PathLike)) else tuple(sources)
     _check_encoding(encoding)
+    if not sources: raise CorpusError("There is no text to read; name files or a folder, or use tinyshakespeare.")
     if sources == ("tinyshakespeare",): return tiny_shakespeare(progress)
     found = [_files_of(str(s), progress) for s in sources]
     files = tuple(dict.fromkeys(f for fs in found for f in fs))
     again = tuple(s if s == "tinyshakespeare" else str(fs[0] if len(fs) == 1 else Path(s).expanduser().absolute()) for s, fs in zip(map(str, sources), found))
     if len(files) == 1 and (corpus := _shakespeare(files[0])): return corpus
     corpus = Corpus(_name(sources), files, _took(files), encoding, again)
-    if corpus.size == 0: raise CorpusError(f"{', '.join(map(str, sources)) or 'No source'} is empty; give a text.")
+    if corpus.size == 0: raise CorpusError(f"{', '.join(map(str, sources))} is empty; give a text.")
     return corpus
 
 # %% ../nbs/01a_corpus.ipynb #bc88d759

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IN_MEMORY', 'Dataset', 'prepare', 'load_dataset', 'get_batch', 'windows']
 
-# %% ../nbs/01c_data.ipynb #f258c63a
-import hashlib, json, os, shutil, sys
+# %% ../nbs/01c_data.ipynb #054d486e
+import hashlib, json, mmap, os, shutil, sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 
 from .config import patch, sync_folder, write_whole
 from .corpus import Corpus, CorpusError, cache_dir, open_corpus
-from .tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
+from .tokenizer import BPETokenizer, CharTokenizer, TokenizerError, load_tokenizer
 
 # %% ../nbs/01c_data.ipynb #14f32205
 @dataclass
@@ -64,24 +64,30 @@ def _train_tokenizer(corpus, tokenizer, bpe_vocab_size, bar):
     if tokenizer == "bpe": return BPETokenizer.train(corpus.chunks(tell=bar.update), bpe_vocab_size)
     return CharTokenizer(corpus.chars) if corpus.chars else CharTokenizer.train(corpus.chunks(tell=bar.update))
 
-# %% ../nbs/01c_data.ipynb #8ea15058
+# %% ../nbs/01c_data.ipynb #db0131a6
 def _prepare_folder(folder, corpus, tokenizer, bpe_vocab_size, progress):
-    "Make `folder`: tokens.bin, tokenizer.json and meta.json, whole or not at all."
+    "Make `folder` with what `_write_tokens` writes, whole or not at all."
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir()
-        with _bar(corpus.size, "learning the vocabulary", progress) as bar: tok = _train_tokenizer(corpus, tokenizer, bpe_vocab_size, bar)
-        with _bar(corpus.size, "encoding", progress) as bar, open(part/"tokens.bin", "wb") as f:
-            n = _encode_into(f, corpus, tok, bar)
-            f.flush(); os.fsync(f.fileno())
-        tok.save(part/"tokenizer.json")
-        write_whole(part/"meta.json", json.dumps({"tokens": n, "dtype": tok.dtype.name, "sha256": corpus.sha256, "text": corpus.name}))
-        if folder.name != _key(corpus, tokenizer, bpe_vocab_size): raise CorpusError(f"{corpus.name} changed while it was read; try again when it is complete.")
+        try: _write_tokens(part, corpus, tokenizer, bpe_vocab_size, progress)
+        finally:
+            if folder.name != _key(corpus, tokenizer, bpe_vocab_size): raise CorpusError(f"{corpus.name} changed while it was read; try again when it is complete.") from None
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(part, folder)
         sync_folder(folder.parent)
     finally: shutil.rmtree(part, ignore_errors=True)
+
+# %% ../nbs/01c_data.ipynb #bc42c117
+def _write_tokens(part, corpus, tokenizer, bpe_vocab_size, progress):
+    "Write tokens.bin, tokenizer.json and meta.json into the folder `part`."
+    with _bar(corpus.size, "learning the vocabulary", progress) as bar: tok = _train_tokenizer(corpus, tokenizer, bpe_vocab_size, bar)
+    with _bar(corpus.size, "encoding", progress) as bar, open(part/"tokens.bin", "wb") as f:
+        n = _encode_into(f, corpus, tok, bar)
+        f.flush(); os.fsync(f.fileno())
+    tok.save(part/"tokenizer.json")
+    write_whole(part/"meta.json", json.dumps({"tokens": n, "dtype": tok.dtype.name, "sha256": corpus.sha256, "text": corpus.name}))
 
 # %% ../nbs/01c_data.ipynb #ec66f9df
 def _bar(total, what, progress):
@@ -89,7 +95,7 @@ def _bar(total, what, progress):
     from tqdm import tqdm
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False, disable=not (progress and sys.stderr.isatty()))
 
-# %% ../nbs/01c_data.ipynb #f8b2f6f2
+# %% ../nbs/01c_data.ipynb #45286cde
 def _open_folder(folder):
     "The tokens (a memory map), the tokenizer and the text's sha256 in a prepared folder, or None if it is not there whole."
     try:
@@ -98,7 +104,7 @@ def _open_folder(folder):
         if (folder/"tokens.bin").stat().st_size != meta["tokens"] * dtype.itemsize: return None
         tokens = np.memmap(folder/"tokens.bin", dtype, "r") if meta["tokens"] else np.zeros(0, dtype)
         return tokens, load_tokenizer(folder/"tokenizer.json"), meta["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError): return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, TokenizerError): return None
 
 # %% ../nbs/01c_data.ipynb #23655e64
 @contextmanager
@@ -184,16 +190,22 @@ def get_batch(tokens, # (N,) a tensor, on any device, or a memory map
     at = (ix.to(tokens.device)[:, None] + torch.arange(block_size, device=tokens.device))    # (B, T)
     return tokens[at].long().to(device), tokens[at + 1].long().to(device)                    # (B, T) (B, T)
 
-# %% ../nbs/01c_data.ipynb #983090bf
+# %% ../nbs/01c_data.ipynb #582448ab
 def _from_map(tokens, ix, block_size, device):
     "The rows that start at `ix` from a numpy array or memory map, and their next tokens."
     at = ix.cpu().numpy()[:, None] + np.arange(block_size + 1)                               # (B, T+1)
     rows = torch.from_numpy(np.asarray(tokens[at]).astype(np.int64))                         # (B, T+1)
+    _give_back(tokens)
     if torch.device(device).type == "cuda": rows = rows.pin_memory()
     rows = rows.to(device, non_blocking=True)
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()                               # (B, T) (B, T)
 
-# %% ../nbs/01c_data.ipynb #0c2465e4
+def _give_back(tokens):
+    "Unmap what was read of a memory map; the next reading maps it again."
+    m = getattr(tokens, "_mmap", None)
+    if hasattr(m, "madvise"): m.madvise(mmap.MADV_DONTNEED)
+
+# %% ../nbs/01c_data.ipynb #748ada7a
 def windows(tokens, # (N,) a tensor or a memory map
             block_size:int, # T
             batch_size:int, # rows in a batch, at most
@@ -207,6 +219,6 @@ def windows(tokens, # (N,) a tensor or a memory map
 def _window(tokens, start, B, T, device):
     "The B * T tokens from `start`, and those one later, as (B, T)."
     part = tokens[start:start + B * T + 1]                                                   # (B * T + 1,)
-    if not torch.is_tensor(part): part = torch.from_numpy(np.asarray(part).astype(np.int64))
+    if not torch.is_tensor(part): part = torch.from_numpy(np.asarray(part).astype(np.int64)); _give_back(tokens)
     part = part.long().to(device)
     return part[:-1].view(B, T), part[1:].view(B, T)                                         # (B, T) (B, T)

@@ -138,7 +138,9 @@ def _cut_at_blanks(chunks, size=1 << 12):
         rest = rest[at:]
     if rest: yield rest
 
-# %% ../nbs/01b_tokenizer.ipynb #32af913e
+# %% ../nbs/01b_tokenizer.ipynb #441b7f72
+_WORD = re.compile(r"\s*\S+(?:[^\S \n]\s*\S+)*(?:[^\S \n]\s*\Z)?|\s+")   # up to the next blank after a word
+
 @patch
 def encode_chunks(self:CharTokenizer, chunks):
     "Yield the ids of a text in pieces, in arrays."
@@ -147,9 +149,13 @@ def encode_chunks(self:CharTokenizer, chunks):
 @patch
 def encode_chunks(self:BPETokenizer, chunks):
     "Yield the ids of a text in pieces, in arrays."
-    pieces = _cut_at_blanks(chunks)
-    while batch := [_no_surrogates(p) for _, p in zip(range(256), pieces)]:
-        yield np.concatenate([np.array(e.ids, dtype=self.dtype) for e in self.inner.encode_batch_fast(batch, add_special_tokens=False)])
+    ids = {}
+    for piece in map(_no_surrogates, _cut_at_blanks(chunks, 1 << 18)):
+        words = _WORD.findall(piece)
+        if sum(map(len, ids)) > 1 << 21: ids.clear()                        # never more than a few dozen megabytes
+        new = [w for w in dict.fromkeys(words) if w not in ids]
+        for w, e in zip(new, self.inner.encode_batch_fast(new, add_special_tokens=False)): ids[w] = np.array(e.ids, dtype=self.dtype).tobytes()
+        yield np.frombuffer(b"".join([ids[w] for w in words]), dtype=self.dtype)
 
 # %% ../nbs/01b_tokenizer.ipynb #7300b85f
 @patch(cls_method=True)

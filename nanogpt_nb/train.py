@@ -6,8 +6,8 @@
 __all__ = ['MAY_CHANGE', 'TrainError', 'Trainer', 'to_device', 'matmul_dtype', 'StopRequest', 'Show', 'Loop', 'diverged', 'train',
            'agree', 'train_from_args', 'last_words', 'main']
 
-# %% ../nbs/07_train.ipynb #f26d1140
-import contextlib, dataclasses, json, math, os, shutil, signal, sys, threading, time
+# %% ../nbs/07_train.ipynb #40989225
+import contextlib, dataclasses, io, json, math, os, pickle, shutil, signal, sys, threading, time
 from pathlib import Path
 import torch
 from .config import NanoGPTConfig, NanoGPTError, ConfigError, patch, preset_for, write_whole
@@ -104,20 +104,25 @@ def load_state_dict(self:Trainer, state:dict):
     self.batches.set_state(state["batches"]); torch.set_rng_state(state["dropout"])
     if self.device.type == "cuda" and "dropout_cuda" in state: torch.cuda.set_rng_state(state["dropout_cuda"], self.device)
 
-# %% ../nbs/07_train.ipynb #66983231
+# %% ../nbs/07_train.ipynb #684c8ad4
 @patch
 def save(self:Trainer, folder:Path):
     "Write model.safetensors and trainer.pt into `folder`."
-    from safetensors.torch import save_model
-    save_model(self.model, str(folder/"model.safetensors"))
-    torch.save(self.state_dict(), folder/"trainer.pt")
+    from safetensors.torch import save
+    tied = {"lm_head.weight"} if self.config.tie_weights else set()               # one tensor, one name
+    (folder/"model.safetensors").write_bytes(save({k: v for k, v in self.model.state_dict().items() if k not in tied}))
+    torch.save(self.state_dict(), buffer := io.BytesIO())
+    (folder/"trainer.pt").write_bytes(buffer.getbuffer())
 
 @patch
 def load(self:Trainer, folder:Path):
     "Go on from what `save` wrote."
     from safetensors.torch import load_model
-    load_model(self.model, folder/"model.safetensors", device=str(self.device))
-    self.load_state_dict(torch.load(folder/"trainer.pt", weights_only=True, map_location="cpu"))
+    try:
+        load_model(self.model, folder/"model.safetensors", device=str(self.device))
+        self.load_state_dict(torch.load(folder/"trainer.pt", weights_only=True, map_location="cpu"))
+    except (RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as e:
+        raise RunError(f"The checkpoint in {folder} cannot be read ({(str(e) or repr(e)).splitlines()[0]}); copy it again from where it came.") from None
 
 # %% ../nbs/07_train.ipynb #df8c3376
 @patch

@@ -20,7 +20,7 @@ def lint(args, rest) -> tuple[int, int, int]:
     "ruff on what people write by hand: passed, failed, skipped."
     ok = subprocess.run([sys.executable, "-m", "ruff", "check", "--quiet"], cwd=ROOT).returncode == 0
     print("ruff finds nothing." if ok else "ruff finds something.", flush=True)
-    return ok, not ok, 0
+    return int(ok), int(not ok), 0
 
 
 def notebooks(args, rest) -> tuple[int, int, int]:

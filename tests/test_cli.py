@@ -134,6 +134,8 @@ def test_any_terminal_can_show_the_help(encoding):
         (["train", "--preset", "tiny", "--n-embd", "33"], "nanogpt: n_embd=33"),
         (["train", "--preset", "huge"], "nanogpt: 'huge' is not a preset"),
         (["train", "--device", "gpu"], "nanogpt: device='gpu'"),
+        (["train", "--resume", "before", "--preset", "tiny"], "leave --preset out"),
+        (["train", "--resume=before", "--name=after"], "leave --name out"),
         (["sample", "--prompt", "a", "--prompt-file", "b"], "two prompts"),
         (["sample", "run-that-is-not"], "no runs in runs"),
         (["runs", "--compare", "run-that-is-not", "nor-this"], "no runs in runs"),
@@ -236,8 +238,10 @@ def test_what_is_typed_is_what_the_run_gets_and_nothing_else(preset, typed, unde
 
 
 def test_train_words_about_the_run():
-    args = parse_train(["--preset", "tiny", "--name", "n", "--runs-dir", "elsewhere", "--resume", "before", "--max-iters", "7"])
-    assert (args.name, args.runs_dir, args.resume, args.given) == ("n", Path("elsewhere"), "before", {"max_iters"})
+    new = parse_train(["--preset", "tiny", "--name", "n", "--runs-dir", "elsewhere"])
+    assert (new.name, new.runs_dir, new.resume, new.given) == ("n", Path("elsewhere"), None, set())
+    again = parse_train(["--resume", "before", "--max-iters", "7"])
+    assert (again.name, again.runs_dir, again.resume, again.given) == (None, Path("runs"), "before", {"max_iters"})
 
 
 def test_without_a_preset_it_is_the_one_for_the_device():
@@ -378,3 +382,61 @@ def test_bash_completes(typed, offered, tmp_path):
     done = subprocess.run(["bash", "-c", code, "bash", tmp_path / "script"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert offered <= set(done.stdout.split())
+
+
+# The whole way
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A folder with a text and the run that the command made of it, what the command said, and the environment that it had."
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text("To be, or not to be, that is the question:\n" * 60)
+    words = "--preset tiny --data text.txt --max-iters 6 --eval-interval 3 --device cpu --name run".split()
+    env = {"NANOGPT_NB_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    done = nanogpt("train", *words, cwd=folder, **env)
+    assert done.returncode == 0, done.stderr
+    return folder, done, env
+
+
+def test_training_ends_with_a_command_that_works(trained):
+    folder, done, env = trained
+    (line,) = [line for line in done.stdout.splitlines() if "sample run" in line]
+    words = line.partition("sample ")[2].partition(" --prompt")[0].split()
+    said = nanogpt("sample", *words, "--prompt", "To ", "--tokens", "20", "--seed", "1", cwd=folder, **env)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith("To ") and len(said.stdout) == len("To ") + 20 + 1
+    again = nanogpt("sample", *words, "--prompt", "To ", "--tokens", "20", "--seed", "1", "--no-cache", cwd=folder, **env)
+    assert again.stdout == said.stdout
+
+
+def test_a_prompt_may_come_from_standard_input(trained):
+    folder, _, env = trained
+    (folder / "prompt").write_text("not to be")
+    with open(folder / "prompt") as prompt:
+        said = nanogpt("sample", "run", "--prompt-file", "-", "--tokens", "5", cwd=folder, stdin=prompt, **env)
+    assert said.returncode == 0 and said.stdout.startswith("not to be"), said.stderr
+
+
+def test_going_on_changes_only_what_is_typed(trained):
+    folder, _, env = trained
+    shutil.copytree(folder / "runs" / "run", folder / "runs" / "longer")
+    refused = nanogpt("train", "--resume", "longer", "--max-iters", "9", "--n-embd", "64", cwd=folder, **env)
+    assert refused.returncode == 2 and "n_embd=64" in refused.stderr
+    done = nanogpt("train", "--resume", "longer", "--max-iters", "9", cwd=folder, **env)
+    assert done.returncode == 0, done.stderr
+    was, now = (Run(folder / "runs" / name) for name in ("run", "longer"))
+    assert now.summary()["steps"] == 9
+    assert was.config.diff(now.config) == {"max_iters": (6, 9)}
+
+
+def test_data_describes_a_text(trained):
+    folder, _, env = trained
+    said = nanogpt("data", "text.txt", cwd=folder, **env)
+    assert said.returncode == 0, said.stderr
+    told = dict(line.split(None, 1) for line in said.stdout.splitlines())
+    text = (folder / "text.txt").read_text()
+    assert told["characters"] == f"{len(text):,}"
+    assert told["vocabulary"] == f"{len(set(text))} characters"
+    assert told["tokens"].startswith(f"{len(text):,}: {int(0.9 * len(text)):,} to train on")
+    assert told["cache"] == env["NANOGPT_NB_CACHE"]

@@ -53,10 +53,11 @@ def copy(tmp_path):
 
 
 def run(*words, cwd, **env) -> subprocess.CompletedProcess:
-    "A command of this environment, with its output; the paths of this checkout do not reach it."
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(words, cwd=cwd, env={**os.environ, "PATH": path, **env}, capture_output=True, text=True, timeout=600)
-    return done
+    "A command of this environment, with its output; a `make` that runs these tests does not reach it."
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "ARGS", "SLOW")
+    env = {key: value for key, value in os.environ.items() if key not in outer} | env
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -333,7 +334,7 @@ def test_make_installs_once_and_again_after_a_change(copy):
     (bin / "python").touch()
     for stamp in (".base", ".full"):
         (copy / ".venv" / stamp).touch()
-    plan = lambda target: run("make", "-n", target, cwd=copy).stdout  # noqa: E731
+    plan = lambda target: run("make", "-n", target, cwd=copy).stdout
     assert "pip install" not in plan("train") + plan("test")
     assert "nanogpt train" in plan("train")
     os.utime(copy / "constraints.txt")

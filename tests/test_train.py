@@ -1,0 +1,432 @@
+"Training: stopped, killed, gone on with, and what it says when it cannot go on."
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt_nb.config import ConfigError, NanoGPTConfig
+from nanogpt_nb.data import load_dataset
+from nanogpt_nb.runs import Run, RunError
+from nanogpt_nb.train import Trainer, TrainError, train
+
+HERE = Path(__file__).parent
+TINY = NanoGPTConfig.preset("tiny").replace(max_iters=40, eval_interval=20, eval_iters=2, dropout=0.1, sample_tokens=8)
+RECIPES = {
+    "lecture": TINY,
+    "modern": TINY.replace(
+        norm="rmsnorm", position="rope", mlp="relu2", bias=False, qk_norm=True, optimizer="muon", schedule="wsd", warmup_iters=5, grad_clip=1.0
+    ),
+    "nanogpt": TINY.replace(mlp="gelu", bias=False, tie_weights=True, schedule="cosine", gradient_accumulation_steps=2),
+    "bfloat16": TINY.replace(dtype="bfloat16", mlp="swiglu"),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Tiny models are quickest on one thread, and leave the other cores to other tests."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def runs_dir(tmp_path):
+    return tmp_path / "runs"
+
+
+def numbers(run: Run) -> list[dict]:
+    "The metrics without the clock's."
+    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second")} for r in run.metrics()]
+
+
+def weights(run: Run) -> bytes:
+    return (run.checkpoint() / "model.safetensors").read_bytes()
+
+
+def state(run: Run):
+    "The trainer's state, all tensors as bytes, without the clock."
+
+    def plain(x):
+        if torch.is_tensor(x):
+            return x.numpy().tobytes()
+        if isinstance(x, dict):
+            return {k: plain(v) for k, v in x.items() if k != "seconds"}
+        return [plain(v) for v in x] if isinstance(x, list | tuple) else x
+
+    return plain(torch.load(run.checkpoint() / "trainer.pt", weights_only=True))
+
+
+def signal_at(monkeypatch, step: int, number=signal.SIGINT) -> None:
+    "Send this process a signal in the middle of the step that leads to `step`."
+    real = Trainer.train_step
+
+    def train_step(self):
+        if self.step == step - 1:
+            os.kill(os.getpid(), number)
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_stopped_and_resumed_equals_never_stopped(recipe, number, runs_dir, monkeypatch):
+    config = RECIPES[recipe]
+    whole = train(config, name="whole", runs_dir=runs_dir, quiet=True)
+    for at in (13, 20, 31):
+        with monkeypatch.context() as m:
+            signal_at(m, at, number)
+            run = train(config, **(dict(name="parts", runs_dir=runs_dir) if at == 13 else dict(resume=run)), quiet=True)  # noqa: F821
+        assert run.state == "stopped" and run.status["step"] == at and run.status["signal"] == number
+    run = train(resume=run, quiet=True)
+    assert run.state == "finished"
+    assert numbers(run) == numbers(whole)
+    assert weights(run) == weights(whole)
+    assert state(run) == state(whole)
+
+
+@pytest.mark.parametrize("left_out", ["nothing", "weights", "optimizers", "batches", "dropout", "step"])
+def test_each_part_of_the_state_is_needed(left_out, tmp_path):
+    "The equality above is a sharp test: without any one part, the weights come out different."
+    config = RECIPES["modern"]
+    data = load_dataset(config)
+
+    def after_ten_more(trainer):
+        for _ in range(10):
+            trainer.train_step()
+        return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+    one = Trainer(config, data)
+    for _ in range(25):
+        one.train_step()
+    one.save(tmp_path)
+    expected = after_ten_more(one)
+
+    other = Trainer(config.replace(seed=7), data)
+    fresh = other.state_dict()
+    fresh_weights = {k: v.clone() for k, v in other.model.state_dict().items()}
+    other.load(tmp_path)
+    if left_out == "weights":
+        other.model.load_state_dict(fresh_weights)
+    elif left_out != "nothing":
+        other.load_state_dict(other.state_dict() | {left_out: fresh[left_out]})
+    assert torch.equal(after_ten_more(other), expected) == (left_out == "nothing")
+
+
+def test_training_leaves_the_random_numbers_of_others_alone(runs_dir):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    train(TINY.replace(max_iters=2), name="a", runs_dir=runs_dir, quiet=True)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_looking_at_the_loss_changes_nothing(runs_dir):
+    "However often the losses are estimated and text is written, the weights are the same."
+    often, seldom = (train(TINY.replace(eval_interval=n), name=f"every-{n}", runs_dir=runs_dir, quiet=True) for n in (3, 40))
+    assert weights(often) == weights(seldom)
+
+
+def test_accumulated_batches_equal_one_large_batch(runs_dir):
+    config = TINY.replace(dropout=0.0, max_iters=10, eval_interval=10)
+    data = load_dataset(config)
+    whole, parts = Trainer(config.replace(batch_size=32), data), Trainer(config.replace(batch_size=8, gradient_accumulation_steps=4), data)
+    for _ in range(10):
+        whole.train_step(), parts.train_step()
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=2e-4)
+    assert whole.tokens == parts.tokens
+
+
+def kill_many(folder, kills):
+    done = subprocess.run([sys.executable, HERE / "kill_many.py", folder, str(kills), "1"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_killed_a_hundred_times_at_random(tmp_path):
+    "One run, 100 times SIGKILL: its folder is whole each time, and it ends on the bits of a run that nobody killed."
+    seen = kill_many(tmp_path / "run", 100)
+    assert sum(seen["kills"].values()) == 100
+    assert seen["kills"]["while writing a checkpoint"] > 5, seen
+    assert seen["codes"] == [0, 0] and seen["rows equal"] and seen["weights equal"], seen
+
+
+def start(*words, cwd, **kwargs) -> subprocess.Popen:
+    "A real `python -m nanogpt_nb.train`."
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "nanogpt_nb.train", *words], cwd=cwd, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
+
+
+def wait_for(what, process, seconds=120):
+    "Wait until `what` is true of a process that goes on."
+    until = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until, "it takes too long"
+        time.sleep(0.01)
+
+
+ENDLESS = ["--preset", "tiny", "--name", "run", "--max-iters", "1000000", "--eval-interval", "50"]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_stops_the_command_with_a_checkpoint(number, code, tmp_path):
+    run = Run(tmp_path / "runs" / "run")
+    process = start(*ENDLESS, cwd=tmp_path)
+    wait_for(lambda: len(run.metrics()) >= 2, process)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert run.state == "stopped" and run.status["step"] == torch.load(run.checkpoint() / "trainer.pt", weights_only=True)["step"]
+    assert "train --resume run" in said and "Traceback" not in said
+
+
+def test_killed_for_real_and_resumed_from_the_command_line(tmp_path):
+    run = Run(tmp_path / "runs" / "run")
+    process = start(*ENDLESS, cwd=tmp_path)
+    wait_for(lambda: len(run.metrics()) >= 3, process)  # so the second's checkpoint is there
+    assert run.state == "running"
+    process.kill()
+    process.wait()
+    assert run.state == "killed"
+    again = start("--resume", "run", "--max-iters", str(run.metrics()[-1]["step"] + 60), cwd=tmp_path)
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert run.state == "finished" and "going on from step" in said
+    steps = [r["step"] for r in run.metrics()]
+    assert steps == sorted(set(steps))
+
+
+def test_the_second_trainer_of_a_run_is_refused(tmp_path):
+    run = Run(tmp_path / "runs" / "run")
+    process = start(*ENDLESS, cwd=tmp_path)
+    try:
+        wait_for(lambda: run.has_checkpoint(), process)
+        with pytest.raises(RunError, match=f"being trained by process {process.pid}"):
+            train(resume=run, quiet=True)
+        other = start("--resume", "run", cwd=tmp_path)
+        said, _ = other.communicate(timeout=60)
+        assert other.returncode == 2 and "being trained" in said and "Traceback" not in said
+        assert run.state == "running"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        (dict(n_layer=3), ["n_layer=3"]),
+        (dict(learning_rate=0.1, dropout=0.3), ["learning_rate=0.1", "dropout=0.3"]),
+        (dict(seed=2), ["seed=2"]),
+        (dict(batch_size=4), ["batch_size=4"]),
+        (dict(tokenizer="bpe"), ["tokenizer='bpe'"]),
+    ],
+)
+def test_a_resume_that_does_not_fit_is_refused(changes, named, runs_dir):
+    run = train(TINY.replace(max_iters=2), name="a", runs_dir=runs_dir, quiet=True)
+    before = {p: p.read_bytes() for p in sorted(run.path.rglob("*")) if p.is_file()}
+    with pytest.raises(RunError) as e:
+        train(TINY.replace(max_iters=4, **changes), resume=run, quiet=True)
+    assert all(n in str(e.value) for n in named)
+    assert {p: p.read_bytes() for p in sorted(run.path.rglob("*")) if p.is_file()} == before
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(runs_dir):
+    run = train(TINY.replace(max_iters=2), name="a", runs_dir=runs_dir, quiet=True)
+    with pytest.raises(RunError, match="finished all of its 2 steps"):
+        train(resume=run)
+    assert train(TINY.replace(max_iters=4), resume=run, quiet=True).status["step"] == 4
+
+
+def test_a_text_that_changed_is_noticed(tmp_path, runs_dir):
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be, that is the question.\n" * 50)
+    run = train(TINY.replace(max_iters=2, data=(str(text),)), name="a", runs_dir=runs_dir, quiet=True)
+    text.write_text("Whether tis nobler in the mind to suffer\n" * 50)
+    with pytest.raises(RunError, match="has changed since"):
+        train(TINY.replace(max_iters=4, data=(str(text),)), resume=run, quiet=True)
+
+
+@pytest.mark.parametrize("cause", [dict(learning_rate=1e8), dict(optimizer="muon", muon_learning_rate=1e9)])
+def test_a_loss_that_is_not_finite_fails_the_run_and_keeps_the_checkpoint(cause, runs_dir):
+    with pytest.raises(TrainError, match="too high"):
+        train(TINY.replace(max_iters=200, eval_interval=100, **cause), name="wild", runs_dir=runs_dir, quiet=True)
+    run = Run(runs_dir / "wild")
+    assert run.state == "failed" and "too high" in run.status["error"]
+    kept = torch.load(run.checkpoint() / "trainer.pt", weights_only=True)
+    assert kept["step"] == 0 and all(r["val_loss"] < 10 for r in run.metrics())
+
+
+def test_broken_weights_are_never_saved(runs_dir, monkeypatch):
+    "A loss that is finite on the batch and not on the estimate leaves the last good checkpoint."
+    real = Trainer.train_step
+
+    def train_step(self):
+        loss = real(self)
+        if self.step == 40:
+            self.model.lm_head.weight.data[0, 0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    with pytest.raises(TrainError):
+        train(TINY, name="broken", runs_dir=runs_dir, quiet=True)
+    run = Run(runs_dir / "broken")
+    assert torch.load(run.checkpoint() / "trainer.pt", weights_only=True)["step"] == 20
+
+
+def small_disk(folder: Path, megabytes: float):
+    "Mount a file system of that size; the command's error where this system does not let us."
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1024)}k", "tmpfs", folder], capture_output=True, text=True)
+    return done.stderr if done.returncode else None
+
+
+BIG = TINY.replace(n_embd=128, n_layer=2, max_iters=100, eval_interval=10, checkpoint_interval=1)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
+    disk = tmp_path / "disk"
+    if error := small_disk(disk, 16):
+        pytest.skip(f"mounting a small tmpfs is not allowed here: {error.strip()}")
+    try:
+        with open(disk / "filler", "wb") as filler:
+
+            def fill(leave: int):
+                while shutil.disk_usage(disk).free > leave:
+                    filler.write(bytes(4096))
+                    filler.flush()
+
+            run = train(BIG.replace(max_iters=3), name="a", runs_dir=disk, quiet=True)
+            fill(leave=1 << 20)
+            with pytest.raises(RunError, match="No space left on device.*make room"):
+                train(BIG, resume=run, quiet=True)
+        assert torch.load(run.checkpoint() / "trainer.pt", weights_only=True)["step"] == 3
+        assert run.state == "failed" and "No space left" in run.status["error"]
+        (disk / "filler").unlink()
+        assert train(BIG.replace(max_iters=8), resume=run, quiet=True).state == "finished"
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_file_that_may_not_grow_keeps_the_last_checkpoint(tmp_path):
+    "The same without a disk of its own: the system refuses to write a file past a size."
+    run = train(BIG.replace(max_iters=3), name="a", runs_dir=tmp_path, quiet=True)
+    size = (run.checkpoint() / "trainer.pt").stat().st_size
+    words = [sys.executable, "-m", "nanogpt_nb.train", "--resume", "a", "--runs-dir", ".", "--max-iters", "20"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))  # noqa: E731
+    done = subprocess.run(words, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "cannot be written" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert torch.load(run.checkpoint() / "trainer.pt", weights_only=True)["step"] == 3
+    assert train(BIG.replace(max_iters=5), resume=run, quiet=True).state == "finished"
+
+
+def test_a_checkpoint_cannot_run_code(runs_dir, tmp_path):
+    "A trainer.pt that is a pickle with a command in it is refused, with its hash made to fit."
+    import hashlib
+    import pickle
+
+    class Trap:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path}/sprung",))
+
+    run = train(TINY.replace(max_iters=2), name="a", runs_dir=runs_dir, quiet=True)
+    evil = pickle.dumps(Trap())
+    (run.path / "last" / "trainer.pt").write_bytes(evil)
+    with pytest.raises(RunError, match="damaged"):
+        train(TINY.replace(max_iters=4), resume=run, quiet=True)
+    about = json.loads((run.path / "last" / "checkpoint.json").read_text())
+    about["files"]["trainer.pt"] = dict(bytes=len(evil), sha256=hashlib.sha256(evil).hexdigest())
+    (run.path / "last" / "checkpoint.json").write_text(json.dumps(about))
+    with pytest.raises(RunError, match="cannot be read"):
+        train(TINY.replace(max_iters=4), resume=run, quiet=True)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_without_a_compiler_training_goes_on_and_says_so(tmp_path):
+    env = {**os.environ, "CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "nanogpt_nb.train", "--preset", "tiny", "--max-iters", "2", "--name", "a", "--compile"]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "torch.compile does not work here" in done.stdout
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_within_rounding(runs_dir):
+    config = TINY.replace(dropout=0.0)
+    plain, compiled = (train(config.replace(compile=c), name=f"compile-{c}", runs_dir=runs_dir, quiet=True) for c in (False, True))
+    assert "does not work" not in (compiled.path / "log.txt").read_text()
+    for a, b in zip(plain.metrics(), compiled.metrics(), strict=True):
+        assert abs(a["val_loss"] - b["val_loss"]) < 1e-3
+    from nanogpt_nb.sample import load_model
+
+    assert not any("_orig_mod" in k for k in load_model(compiled)[0].state_dict())
+
+
+def test_script_notebook_command_and_module_give_the_same_numbers(tmp_path):
+    config = TINY.replace(max_iters=20, eval_interval=10)
+    (tmp_path / "config.json").write_text(config.to_json())
+    code = (
+        "import pathlib, torch\nfrom nanogpt_nb.config import NanoGPTConfig\nfrom nanogpt_nb.train import train\n"
+        "config = NanoGPTConfig.from_json(pathlib.Path('config.json').read_text())\n"
+        "run = train(config, name='{name}', quiet=True)\n"
+    )
+    flags = "--preset tiny --max-iters 20 --eval-interval 10 --eval-iters 2 --dropout 0.1 --sample-tokens 8 --name".split()
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    (tmp_path / "script.py").write_text(code.format(name="script"))
+    commands = [
+        [sys.executable, "script.py"],
+        [sys.executable, "-m", "nanogpt_nb.train", *flags, "module"],
+        [Path(sys.executable).parent / "nanogpt", "train", *flags, "command"],
+    ]
+    for command in commands:
+        subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=120)
+
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import torch; torch.set_num_threads(1)\n" + code.format(name="notebook"))])
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+    runs = [Run(tmp_path / "runs" / name) for name in ("script", "module", "command", "notebook")]
+    assert all(numbers(run) == numbers(runs[0]) and weights(run) == weights(runs[0]) for run in runs)
+    assert len(numbers(runs[0])) == 3
+
+
+@pytest.mark.parametrize(
+    "text, error", [("", "is empty"), ("aaaaaaaaaaaa" * 100, "one distinct character"), ("to be", "too short for block_size")]
+)
+def test_a_text_that_cannot_be_learned_from_leaves_no_run(text, error, tmp_path, runs_dir):
+    (tmp_path / "t.txt").write_text(text)
+    with pytest.raises(Exception, match=error) as e:
+        train(TINY.replace(data=(str(tmp_path / "t.txt"),)), runs_dir=runs_dir, quiet=True)
+    assert e.value.exit_code == 2 and not runs_dir.exists()
+
+
+def test_a_gpu_that_is_not_there_is_said(runs_dir):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU that torch can use")
+    with pytest.raises(ConfigError, match="finds no GPU"):
+        train(TINY.replace(device="cuda"), runs_dir=runs_dir)
+    assert not runs_dir.exists()
+
+
+def test_a_new_trainer_begins_at_the_loss_of_knowing_nothing():
+    import math
+
+    data = load_dataset(TINY)
+    for name in ("lecture", "ladder", "nanogpt", "nanogpt-cpu", "modern", "cpu", "tiny"):
+        config = NanoGPTConfig.preset(name).replace(eval_iters=1, batch_size=4, dropout=0.0)
+        assert abs(Trainer(config, data).estimate()["val"] - math.log(65)) < 0.05, name
