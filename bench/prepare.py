@@ -6,7 +6,12 @@
 A text of the size asked for is written to a temporary folder (--tmp), prepared in a process of its
 own, and deleted. The table has the first preparation, and the second, which finds everything in the cache.
 """
-import argparse, json, os, subprocess, sys, tempfile, time
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 CHILD = """

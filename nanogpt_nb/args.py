@@ -42,7 +42,7 @@ def _forgive_characters():
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
 
-# %% ../nbs/00b_args.ipynb #a22569b6
+# %% ../nbs/00b_args.ipynb #76c22f65
 _text = lambda metavar, hint=None: tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
 _presets = "settings to start from; the flags below change them one by one. " + ", ".join(f"{name} ({what})" for name, (what, _) in PRESETS.items())
 
@@ -55,6 +55,7 @@ class TrainArgs:
     resume: Annotated[str | None, _text("RUN", "(default: a new run)")] = None # run to go on with, by name or folder, with its own settings
     config: tyro.conf.OmitArgPrefixes[_Typed] = field(default_factory=_Typed) # settings of the run; the defaults shown are those of the preset
     given: tyro.conf.Suppress[frozenset] = frozenset() # the fields of config that were typed, not taken from the preset
+    guessed: tyro.conf.Suppress[bool] = False # no preset was typed: it is the one that seems to suit the device
 
 # %% ../nbs/00b_args.ipynb #d368a712
 def _given(argv:list[str]) -> frozenset:
@@ -76,7 +77,7 @@ def train_defaults(argv:list[str]=()) -> TrainArgs:
     preset = _value(argv, "--preset") or preset_for(_value(argv, "--device", "auto"))
     return TrainArgs(preset=preset, config=_Typed(**dataclasses.asdict(NanoGPTConfig.preset(preset))))
 
-# %% ../nbs/00b_args.ipynb #4f207988
+# %% ../nbs/00b_args.ipynb #ecad9bb5
 def parse_train(argv:list[str]|None=None, # words after the command; None: those of this process
                 prog:str="nanogpt train") -> TrainArgs: # what the help calls the command
     "What was typed, with a checked NanoGPTConfig; ConfigError where a setting cannot be, SystemExit for a flag or type that is wrong."
@@ -85,7 +86,7 @@ def parse_train(argv:list[str]|None=None, # words after the command; None: those
     for flag in ("--preset", "--name"):
         if args.resume is not None and _value(argv, flag) is not None:
             raise ConfigError(f"--resume {args.resume} goes on with the settings and the name of that run; leave {flag} out.")
-    return dataclasses.replace(args, config=_checked(args.config), given=_given(argv))
+    return dataclasses.replace(args, config=_checked(args.config), given=_given(argv), guessed=_value(argv, "--preset") is None)
 
 # %% ../nbs/00b_args.ipynb #66b9ba16
 @dataclass(frozen=True)

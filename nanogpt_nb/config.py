@@ -172,7 +172,7 @@ _MODERN = dict(norm="rmsnorm", position="rope", mlp="relu2", bias=False, qk_norm
                optimizer="muon", schedule="wsd", beta2=0.95, eval_iters=0)
 _LADDER = dict(batch_size=32, block_size=8, n_embd=32, num_heads=4, n_layer=3, learning_rate=1e-3, dropout=0.0)
 
-# %% ../nbs/00_config.ipynb #28ebdd01
+# %% ../nbs/00_config.ipynb #3a6421ff
 PRESETS = {
     "lecture": ("the scaled-up model of the lecture: for a GPU", {}),
     "ladder": ("the lecture's small transformer: a minute on a CPU", _LADDER),
@@ -180,9 +180,9 @@ PRESETS = {
     "nanogpt-cpu": ("nanoGPT's command for a CPU", _NANOGPT | dict(n_layer=4, num_heads=4, n_embd=128, block_size=64, batch_size=12,
                                                                   max_iters=2000, dropout=0.0, eval_iters=20)),
     "modern": ("the lecture's size with today's parts: for a GPU", _MODERN | dict(max_iters=2000, learning_rate=3e-3, eval_interval=250, dropout=0.2)),
-    "cpu": ("today's parts, small: a minute or two on two cores", _MODERN | dict(
+    "cpu": ("today's parts, small: about a minute on two cores", _MODERN | dict(
         n_layer=4, num_heads=4, n_embd=128, block_size=64, batch_size=48, max_iters=500, eval_interval=100, learning_rate=1e-2,
-        muon_learning_rate=0.04, dropout=0.0)),
+        muon_learning_rate=0.04, decay_fraction=0.5, dropout=0.0)),
     "tiny": ("seconds on anything: to try things out", _LADDER | dict(block_size=16, n_layer=2, num_heads=2, max_iters=100, eval_interval=50, eval_iters=10,
                                                                    sample_tokens=80)),
 }

