@@ -88,7 +88,7 @@ def parse_train(argv:list[str]|None=None, # words after the command; None: those
             raise ConfigError(f"--resume {args.resume} goes on with the settings and the name of that run; leave {flag} out.")
     return dataclasses.replace(args, config=_checked(args.config), given=_given(argv), guessed=_value(argv, "--preset") is None)
 
-# %% ../nbs/00b_args.ipynb #66b9ba16
+# %% ../nbs/00b_args.ipynb #3cdbcc21
 @dataclass(frozen=True)
 class SampleArgs:
     "Write text with a trained model."
@@ -96,7 +96,7 @@ class SampleArgs:
     prompt: Annotated[str | None, _text("TEXT", "(default: a new line)")] = None # text to go on from
     prompt_file: Annotated[Path | None, _text("FILE", "(default: none)")] = None # file with the text to go on from; - is standard input
     max_new_tokens: Annotated[int, tyro.conf.arg(name="tokens")] = 500 # tokens to write
-    temperature: float = 1.0 # below 1: safer; above 1: wilder; 0: always the likeliest token
+    temperature: float = 0.8 # below 1: safer; above 1: wilder; 0: always the likeliest token
     top_k: Annotated[int | None, _text("INT", "(default: all)")] = None # draw from the k likeliest tokens only
     top_p: Annotated[float | None, _text("FLOAT", "(default: all)")] = None # draw from the likeliest tokens that together have probability p
     seed: Annotated[int | None, _text("INT", "(default: a new one each time)")] = None # the same seed writes the same text

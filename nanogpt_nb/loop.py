@@ -125,7 +125,7 @@ def save(self:Loop, **about):
     self.saved = self.trainer.step
     self.run.set_status("running", step=self.saved)
 
-# %% ../nbs/07b_loop.ipynb #58acef84
+# %% ../nbs/07b_loop.ipynb #0936ff50
 @patch
 def write(self:Loop) -> str:
     "A piece of text from the model as it is, kept in samples.txt."
@@ -133,7 +133,7 @@ def write(self:Loop) -> str:
     if not t.config.sample_tokens: return ""
     generator, tokenizer = torch.Generator(t.device).manual_seed(t.config.seed + t.step), t.dataset.tokenizer
     start = torch.tensor([[int(t.dataset.val[0])]], device=t.device)              # (1, 1)
-    with evaluating(t.model): new = list(stream(t.model, start, t.config.sample_tokens, generator=generator))
+    with evaluating(t.model): new = list(stream(t.model, start, t.config.sample_tokens, temperature=0.8, generator=generator))
     text = tokenizer.decode(torch.cat(new, 1)[0].tolist())
     self.run.log(f"--- step {t.step}\n{text}", "samples.txt")
     return text

@@ -113,10 +113,10 @@ def pieces(tokens, # an iterable of token ids
         if not text.endswith("\ufffd") or len(held) > 8: held = []; yield text
     if held: yield tokenizer.decode(held)
 
-# %% ../nbs/08_sample.ipynb #c735abd4
+# %% ../nbs/08_sample.ipynb #f68e4648
 def sample(run=None, # a run, its name or folder; None: the newest
            prompt:str="\n", # text to go on from
-           max_new_tokens:int=500, temperature:float=1., top_k:int|None=None, top_p:float|None=None,
+           max_new_tokens:int=500, temperature:float=0.8, top_k:int|None=None, top_p:float|None=None,
            num_samples:int=1, # texts to write, in one batch
            seed:int|None=None, # the same seed writes the same text
            checkpoint:str="best", device:str="auto", use_cache:bool=True, runs_dir="runs",

@@ -147,14 +147,15 @@ def _suited(args) -> NanoGPTConfig: # TrainArgs
     print(f"nanogpt: there is a GPU here that torch {torch.__version__} cannot use; training the preset cpu on the CPU instead.", file=sys.stderr)
     return NanoGPTConfig.preset("cpu").replace(**{k: getattr(args.config, k) for k in args.given})
 
-# %% ../nbs/07c_train.ipynb #c4ed5686
+# %% ../nbs/07c_train.ipynb #7bfef139
 def last_words(run:Run) -> int:
     "Show what the model writes and what to type next; the exit code."
     state, nanogpt = run.status, _command()
     where = "" if run.path.parent == Path("runs") else f" --runs-dir {run.path.parent}"
     text = (run.path/"samples.txt").read_text(encoding="utf-8").rpartition("--- step ")[2].partition("\n")[2] if (run.path/"samples.txt").exists() else ""
     if text and state["state"] == "finished": print("\n" + text.strip() + "\n")
-    if state["state"] == "finished": print(f'more text:     {nanogpt} sample {run.name}{where} --prompt "ROMEO:"')
+    prompt = ' --prompt "ROMEO:"' if run.about["corpus"]["name"] == "tinyshakespeare" else ""
+    if state["state"] == "finished": print(f"more text:     {nanogpt} sample {run.name}{where}{prompt}")
     print(f"go on:         {nanogpt} train --resume {run.name}{where}" + (f" --max-iters {2 * run.config.max_iters}" if state["state"] == "finished" else ""))
     print(f"all runs:      {nanogpt} runs{where}")
     return 0 if state["state"] == "finished" else 128 + (state.get("signal") or signal.SIGINT)
