@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RunError', 'read_json', 'Checkpointed', 'sync_file']
 
-# %% ../nbs/06a_checkpoints.ipynb #3cd5454c
-import hashlib, json, os, shutil
+# %% ../nbs/06a_checkpoints.ipynb #a02be935
+import json, os, shutil
 from pathlib import Path
-from .config import NanoGPTError, patch, write_whole, sync_folder
+from .config import NanoGPTError, file_sha256, patch, sync_folder, write_whole
 
 # %% ../nbs/06a_checkpoints.ipynb #b3cd4e6c
 class RunError(NanoGPTError):
@@ -30,7 +30,7 @@ class Checkpointed:
     @property
     def name(self) -> str: return self.path.resolve().name
 
-# %% ../nbs/06a_checkpoints.ipynb #3a19ba17
+# %% ../nbs/06a_checkpoints.ipynb #66371706
 @patch
 def save_checkpoint(self:Checkpointed, which:str, # last or best
                     write, # called with an empty folder to fill
@@ -40,13 +40,13 @@ def save_checkpoint(self:Checkpointed, which:str, # last or best
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(); write(new)
-        files = {p.name: dict(bytes=p.stat().st_size, sha256=_sha256(p)) for p in sorted(new.iterdir())}
+        files = {p.name: dict(bytes=p.stat().st_size, sha256=file_sha256(p)) for p in sorted(new.iterdir())}
         for name in files: sync_file(new/name)
         write_whole(new/"checkpoint.json", json.dumps(about | dict(files=files), indent=2))
     except BaseException: shutil.rmtree(new, ignore_errors=True); raise
     _take_place(new, self.path/which, self.path/f".{which}.old")
 
-# %% ../nbs/06a_checkpoints.ipynb #5bb93388
+# %% ../nbs/06a_checkpoints.ipynb #45576455
 def _take_place(new:Path, there:Path, old:Path):
     "Put the folder `new` where `there` is, by way of `old`."
     shutil.rmtree(old, ignore_errors=True)
@@ -58,16 +58,13 @@ def sync_file(path:Path):
     "Force a file's content to the disk."
     with open(path, "rb+") as f: os.fsync(f.fileno())
 
-def _sha256(path:Path) -> str:
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(f.read()).hexdigest()
-
 # %% ../nbs/06a_checkpoints.ipynb #1c463b7c
 @patch
 def has_checkpoint(self:Checkpointed, which:str="last") -> list[Path]:
     "The folders that hold the checkpoint `which`, the newest first; [] where it is yet to be written."
     return [p for p in (self.path/which, self.path/f".{which}.new", self.path/f".{which}.old") if read_json(p/"checkpoint.json")]
 
-# %% ../nbs/06a_checkpoints.ipynb #486a2c21
+# %% ../nbs/06a_checkpoints.ipynb #dcaaf473
 @patch
 def checkpoint(self:Checkpointed, which:str="last") -> Path: # last or best
     "The folder of a checkpoint, its files verified."
@@ -75,7 +72,7 @@ def checkpoint(self:Checkpointed, which:str="last") -> Path: # last or best
     if not found: raise RunError(f"The run {self.name!r} has no checkpoint {which!r} yet; it is written with the first estimate of the loss.")
     for name, was in read_json(found[0]/"checkpoint.json")["files"].items():
         path = found[0]/name
-        if not path.exists() or path.stat().st_size != was["bytes"] or _sha256(path) != was["sha256"]:
+        if not path.exists() or path.stat().st_size != was["bytes"] or file_sha256(path) != was["sha256"]:
             other = "best" if which == "last" else "last"
             raise RunError(f"{path} is damaged (other bytes than were written); copy it again from where it came, or use the checkpoint {other!r}.")
     return found[0]

@@ -119,7 +119,7 @@ class GPT(nn.Module):
 # %% ../nbs/04_gpt.ipynb #09fbc014
 from .config import patch
 
-# %% ../nbs/04_gpt.ipynb #c2c103d9
+# %% ../nbs/04_gpt.ipynb #5e0aabdf
 @patch
 def forward(self:GPT, idx, # tokens (B, T), T at most block_size
             targets=None, # the tokens that follow, (B, T)
@@ -127,7 +127,8 @@ def forward(self:GPT, idx, # tokens (B, T), T at most block_size
     "Logits (B, T, vocab_size), and the mean cross-entropy in nats where there are targets."
     start = cache[0].length if cache else 0
     stop = start + idx.size(1)
-    if stop > self.config.block_size: raise ConfigError(f"{stop} tokens are more than block_size={self.config.block_size}; give the model the last {self.config.block_size}.")
+    limit = self.config.block_size
+    if stop > limit: raise ConfigError(f"{stop} tokens are more than block_size={limit}; give the model the last {limit}.")
     x, rope = self.token_embedding(idx), None                                    # (B, T, C)
     if self.config.position == "learned": x = x + self.position_embedding(torch.arange(start, stop, device=idx.device))   # (B, T, C)
     else: rope = self.cos[start:stop], self.sin[start:stop]                      # 2 of (T, D/2)

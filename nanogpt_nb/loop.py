@@ -35,13 +35,14 @@ def note(self:StopRequest, number, frame):
     if self.signal is not None and number == signal.SIGINT: raise KeyboardInterrupt
     self.signal = number
 
-# %% ../nbs/07b_loop.ipynb #d5d9b4f0
+# %% ../nbs/07b_loop.ipynb #8b177515
 class Show:
     "The terminal's side of a run: lines for the log, and a bar on a terminal."
     def __init__(self, run:Run, config:NanoGPTConfig, step:int, quiet:bool=False):
         from tqdm import tqdm
         self.run, self.quiet = run, quiet
-        self.bar = tqdm(total=config.max_iters, initial=step, unit=" steps", leave=False, dynamic_ncols=True, disable=quiet or not sys.stderr.isatty())
+        self.bar = tqdm(total=config.max_iters, initial=step, unit=" steps", leave=False, dynamic_ncols=True,
+                        disable=quiet or not sys.stderr.isatty())
 
     def __call__(self, line:str=""):
         self.run.log(line)
@@ -55,11 +56,12 @@ class Show:
 # %% ../nbs/07b_loop.ipynb #a86c003a
 COLUMNS = " step  train loss  val loss  tokens/s     time  it writes"
 
-# %% ../nbs/07b_loop.ipynb #c124a628
+# %% ../nbs/07b_loop.ipynb #d46ad349
 def _line(row:dict, text:str) -> str:
     "A row of the table."
     minutes, seconds = divmod(round(row["seconds"]), 60)
-    return f"{row['step']:5}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  {row['tokens_per_second']:8,.0f}  {minutes:4}:{seconds:02}  {' / '.join(text.split(chr(10)))[:48]}".rstrip()
+    numbers = f"{row['step']:5}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  {row['tokens_per_second']:8,.0f}"
+    return f"{numbers}  {minutes:4}:{seconds:02}  {' / '.join(text.splitlines())[:48]}".rstrip()
 
 # %% ../nbs/07b_loop.ipynb #c4f9241b
 class Loop:

@@ -64,14 +64,15 @@ def step_stack(self:Muon, params, lr, momentum, weight_decay, steps):
     torch._foreach_mul_(params, 1 - lr * weight_decay)
     torch._foreach_add_(params, update.unbind(), alpha=-lr * max(1, rows / columns)**0.5)
 
-# %% ../nbs/05_optim.ipynb #f11f254f
+# %% ../nbs/05_optim.ipynb #2e18d28a
 def make_optimizers(model, # a GPT, its parameters on their device
                     config:NanoGPTConfig) -> list[torch.optim.Optimizer]:
     "The optimisers of `config`, every trainable parameter in exactly one group."
     muon = [p for p in model.blocks.parameters() if p.ndim == 2 and config.optimizer == "muon"]
     taken = {id(p) for p in muon}
     rest = [p for p in model.parameters() if id(p) not in taken]
-    groups = [dict(params=[p for p in rest if p.ndim >= 2], weight_decay=config.weight_decay), dict(params=[p for p in rest if p.ndim < 2], weight_decay=0.)]
+    groups = [dict(params=[p for p in rest if p.ndim >= 2], weight_decay=config.weight_decay),
+              dict(params=[p for p in rest if p.ndim < 2], weight_decay=0.)]
     fused = rest[0].device.type in ("cpu", "cuda", "mps")
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
     return [adamw] + ([Muon(muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay)] if muon else [])

@@ -97,12 +97,13 @@ def forget_after(self:Run, step:int): # the step that training goes on from
     kept = [r for r in rows if r["step"] <= step]
     if len(kept) < len(rows): write_whole(self.path/"metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
-# %% ../nbs/06b_runs.ipynb #544243d6
+# %% ../nbs/06b_runs.ipynb #df6a6947
 @patch
 def set_status(self:Run, state:str, # running, finished, stopped or failed
                **more): # step, error, ...
     "Say how the run stands, with process, host and time."
-    write_whole(self.path/"status.json", json.dumps(dict(state=state, pid=os.getpid(), host=socket.gethostname(), heartbeat=time.time(), **more), indent=2))
+    status = dict(state=state, pid=os.getpid(), host=socket.gethostname(), heartbeat=time.time(), **more)
+    write_whole(self.path/"status.json", json.dumps(status, indent=2))
 
 # %% ../nbs/06b_runs.ipynb #55344525
 @patch
@@ -145,7 +146,7 @@ def _try_lock(f, exclusive:bool) -> bool:
     except OSError: return False
     return True
 
-# %% ../nbs/06b_runs.ipynb #c1ab4be7
+# %% ../nbs/06b_runs.ipynb #b2fba5d0
 @patch
 @contextlib.contextmanager
 def lock(self:Run, patience:float=1.): # seconds to wait for one who only looks
@@ -153,7 +154,9 @@ def lock(self:Run, patience:float=1.): # seconds to wait for one who only looks
     with open(self.path/".lock", "a") as f:
         until = time.monotonic() + patience
         while not _try_lock(f, exclusive=True):
-            if time.monotonic() > until: raise RunError(f"The run {self.name!r} is being trained by process {self.status.get('pid')}; wait for it, or stop it with kill {self.status.get('pid')}.")
+            if time.monotonic() > until:
+                pid = self.status.get("pid")
+                raise RunError(f"The run {self.name!r} is being trained by process {pid}; wait for it, or stop it with kill {pid}.")
             time.sleep(0.02)
         yield
 

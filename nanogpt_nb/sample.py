@@ -31,12 +31,16 @@ def next_probs(logits, # (B, V)
     probs = torch.zeros_like(probs).scatter(-1, at, ordered)                     # (B, V)
     return probs / probs.sum(-1, keepdim=True)
 
-# %% ../nbs/08_sample.ipynb #66120b07
+# %% ../nbs/08_sample.ipynb #ababbae1
 def _check_knobs(temperature, top_k, top_p, num_samples, max_new_tokens):
     "Refuse values that cannot be."
-    for name, v, ok, said in (("temperature", temperature, temperature >= 0, "0 or more"), ("top_k", top_k, top_k is None or top_k >= 1, "1 or more"),
-                              ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"), ("num_samples", num_samples, num_samples >= 1, "1 or more"),
-                              ("tokens", max_new_tokens, max_new_tokens >= 0, "0 or more")):
+    for name, v, ok, said in (
+        ("temperature", temperature, temperature >= 0, "0 or more"),
+        ("top_k", top_k, top_k is None or top_k >= 1, "1 or more"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
+        ("num_samples", num_samples, num_samples >= 1, "1 or more"),
+        ("tokens", max_new_tokens, max_new_tokens >= 0, "0 or more"),
+    ):
         if not ok: raise ConfigError(f"{name}={v} is out of bounds; {name} must be {said}.")
 
 # %% ../nbs/08_sample.ipynb #1f496ecf
@@ -53,7 +57,7 @@ class KVCache:
         self.k[:, :, past:self.length], self.v[:, :, past:self.length] = k, v
         return past, self.k[:, :, :self.length], self.v[:, :, :self.length]      # (B, H, past+T, D)
 
-# %% ../nbs/08_sample.ipynb #a90acf43
+# %% ../nbs/08_sample.ipynb #2b2f1b95
 @torch.no_grad()
 def stream(model:GPT, idx, # prompt (B, T), T at least 1
            max_new_tokens:int, temperature:float=1., top_k:int|None=None, top_p:float|None=None,
@@ -64,10 +68,11 @@ def stream(model:GPT, idx, # prompt (B, T), T at least 1
     context = fresh = idx[:, -size:]                                             # (B, T)
     for _ in range(max_new_tokens):
         if context.size(1) > size: context = context[:, -max(1, size // 2):]; cache = None
-        if cache is None or not use_cache: cache, fresh = [KVCache(len(idx), model.config, idx.device) for _ in model.blocks] if use_cache else None, context
+        if not use_cache: fresh = context
+        elif cache is None: cache, fresh = [KVCache(len(idx), model.config, idx.device) for _ in model.blocks], context
         logits = model(fresh, cache=cache)[0][:, -1]                             # (B, V)
         probs = next_probs(logits, temperature, top_k, top_p)                    # (B, V)
-        if not probs.isfinite().all(): raise RunError("The model's probabilities are not finite, its weights are broken; sample from another checkpoint.")
+        if not probs.isfinite().all(): raise RunError("The model's probabilities are not finite numbers; sample from another --checkpoint.")
         fresh = torch.multinomial(probs, 1, generator=generator)                 # (B, 1)
         context = torch.cat((context, fresh), dim=1)                             # (B, T+1)
         yield fresh
@@ -77,7 +82,7 @@ def generate(model:GPT, idx, max_new_tokens:int, **knobs):
     "`idx` (B, T) and `max_new_tokens` more, (B, T + max_new_tokens); `knobs` are those of `stream`."
     with evaluating(model): return torch.cat([idx, *stream(model, idx, max_new_tokens, **knobs)], dim=1)
 
-# %% ../nbs/08_sample.ipynb #537e248b
+# %% ../nbs/08_sample.ipynb #5391054b
 def load_model(run:Run|str|Path|None=None, # a run, its name or folder; None: the newest
                checkpoint:str="best", device="cpu", runs_dir="runs"):
     "The model of a run, in evaluation mode, and its tokenizer."
@@ -86,16 +91,19 @@ def load_model(run:Run|str|Path|None=None, # a run, its name or folder; None: th
     folder, tokenizer = run.checkpoint(checkpoint), load_tokenizer(run.path/"tokenizer.json")
     model = GPT(run.config, tokenizer.vocab_size)
     try: load_weights(model, folder/"model.safetensors")
-    except (RuntimeError, OSError) as e: raise RunError(f"The weights in {folder} do not fit the run's configuration ({str(e).splitlines()[0]}); was config.json or tokenizer.json edited?") from None
+    except (RuntimeError, OSError) as e:
+        why = str(e).splitlines()[0]
+        raise RunError(f"The weights in {folder} do not fit the run's configuration ({why}); undo what was edited in config.json or tokenizer.json.") from None
     return model.to(device).eval(), tokenizer
 
-# %% ../nbs/08_sample.ipynb #180b5be4
+# %% ../nbs/08_sample.ipynb #8b32434e
 def resolve_device(device:str="auto") -> torch.device: # auto, cpu, cuda, cuda:N or mps
     "The device to compute on; a GPU that torch cannot use is an error with the reason."
     if device == "auto": device = "cuda" if torch.cuda.is_available() else "cpu"
     d = torch.device(NanoGPTConfig(device=device).device)
     if d.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={device!r}, but torch {torch.__version__} finds no GPU that it can use; choose --device cpu, or check nvidia-smi and the torch build.")
+        raise ConfigError(f"device={device!r}, but torch {torch.__version__} finds no GPU that it can use; choose --device cpu, "
+                          "or check nvidia-smi and the torch build.")
     if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={device!r}, but there are only {torch.cuda.device_count()} GPUs, counted from cuda:0; choose one of them.")
     if d.type == "mps" and not torch.backends.mps.is_available():
@@ -142,12 +150,14 @@ def _told(tokens, prompt, tokenizer, show):
     for text in pieces(first, tokenizer): show(text)
     return kept
 
-# %% ../nbs/08_sample.ipynb #84f7a23a
+# %% ../nbs/08_sample.ipynb #f297bf6d
 def read_prompt(args) -> str: # SampleArgs
     "The prompt that was asked for."
     if args.prompt is not None or args.prompt_file is None: return "\n" if args.prompt is None else args.prompt
     try: return sys.stdin.read() if str(args.prompt_file) == "-" else args.prompt_file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e: raise ConfigError(f"The prompt in {args.prompt_file} cannot be read as UTF-8 text ({getattr(e, 'strerror', None) or e}); give another --prompt-file.") from None
+    except (OSError, UnicodeDecodeError) as e:
+        why = getattr(e, "strerror", None) or e
+        raise ConfigError(f"The prompt in {args.prompt_file} cannot be read as UTF-8 text ({why}); give another --prompt-file.") from None
 
 # %% ../nbs/08_sample.ipynb #f3db2c39
 def sample_from_args(args) -> int: # SampleArgs

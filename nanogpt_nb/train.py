@@ -30,14 +30,15 @@ def train(config:NanoGPTConfig|None=None, # None: the preset that suits this mac
         run = Run.create(config, name, runs_dir, corpus=_corpus(dataset), device=_device_name(device))
         return _train_in(run, config, stop, quiet, dataset)
 
-# %% ../nbs/07c_train.ipynb #a14eea2c
+# %% ../nbs/07c_train.ipynb #1f6e0503
 def _train_in(run, config, stop, quiet, dataset=None) -> Run:
     "Begin or go on in the folder of `run`."
     with run.lock():
         config = agree(run, config)
         device, dataset = resolve_device(config.device), dataset or load_dataset(config)
         if run.about["corpus"]["sha256"] != dataset.corpus.sha256:
-            raise RunError(f"The text of {run.name!r} has changed since (sha256 {dataset.corpus.sha256[:12]}…, was {run.about['corpus']['sha256'][:12]}…); give the same text with --data, or start a new run.")
+            was, now = run.about["corpus"]["sha256"][:12], dataset.corpus.sha256[:12]
+            raise RunError(f"The text of {run.name!r} has changed since (sha256 {now}…, was {was}…); give the same text with --data, or start a new run.")
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _threads(config, device), _explained(run):
             trainer = _trainer(run, config, dataset, device)
             show = Show(run, config, trainer.step, quiet)
@@ -66,12 +67,13 @@ def _trainer(run, config, dataset, device) -> Trainer:
     run.set_status("running", step=trainer.step)
     return trainer
 
-# %% ../nbs/07c_train.ipynb #ba223a9c
+# %% ../nbs/07c_train.ipynb #c3301c84
 def _loop(run, trainer, show, stop):
     "Say what begins, train, say how it ended."
     c, d = trainer.config, trainer.dataset
     show(f"run {run.path}: {trainer.model.num_parameters():,} parameters on {run.about['device']}, {str(trainer.dtype).removeprefix('torch.')}")
-    show(f"text: {d.corpus.name}, {len(d.train) + len(d.val):,} tokens, vocabulary of {d.tokenizer.vocab_size}{'; ' + d.corpus.note if d.corpus.note else ''}")
+    show(f"text: {d.corpus.name}, {len(d.train) + len(d.val):,} tokens, vocabulary of {d.tokenizer.vocab_size}")
+    if d.corpus.note: show(f"      {d.corpus.note}")
     if c.compile: trainer.compile(show)
     if trainer.step: show(f"going on from step {trainer.step}")
     show(COLUMNS)
@@ -79,42 +81,46 @@ def _loop(run, trainer, show, stop):
     run.set_status(state, step=trainer.step, signal=stop.signal)
     show(f"{state} at step {trainer.step} of {c.max_iters}, best val loss {trainer.best:.4f}, {trainer.seconds:.0f} s")
 
-# %% ../nbs/07c_train.ipynb #6f8325d0
+# %% ../nbs/07c_train.ipynb #a029ae01
 @contextlib.contextmanager
 def _explained(run):
     "Mark the run failed and say why, if the block fails."
     try: yield
     except BaseException as e:
         error = _explain(run, e)
-        with contextlib.suppress(OSError): run.set_status("stopped" if isinstance(e, KeyboardInterrupt) else "failed", error=str(error) or repr(error), step=_last_step(run))
+        state = "stopped" if isinstance(e, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(OSError): run.set_status(state, error=str(error) or repr(error), step=_last_step(run))
         if error is e: raise
         raise error from e
 
 # %% ../nbs/07c_train.ipynb #a1fd6814
 def _last_step(run): return max((r["step"] for r in run.metrics()), default=0)
 
-# %% ../nbs/07c_train.ipynb #d6c51419
+# %% ../nbs/07c_train.ipynb #33458718
 def _explain(run, e):
     "A sentence for the errors that have a known cure."
     if isinstance(e, torch.OutOfMemoryError):
         c = run.config
-        return TrainError(f"The GPU's memory is full with batch_size={c.batch_size}; resume cannot change that, so start again with --batch-size {max(1, c.batch_size // 2)} --gradient-accumulation-steps {2 * c.gradient_accumulation_steps}.")
+        return TrainError(f"The GPU's memory is full with batch_size={c.batch_size}; start again with --batch-size {max(1, c.batch_size // 2)} "
+                          f"--gradient-accumulation-steps {2 * c.gradient_accumulation_steps}, which is the same to the model.")
     if isinstance(e, OSError) and not isinstance(e, ConnectionError):
         free = shutil.disk_usage(run.path).free / 1e6
-        return RunError(f"The run folder {run.path} cannot be written ({e.strerror or e}; {free:,.0f} MB free); make room and go on with nanogpt train --resume {run.name}, from the last checkpoint, which is whole.")
+        return RunError(f"The run folder {run.path} cannot be written ({e.strerror or e}; {free:,.0f} MB free); make room "
+                        f"and go on with nanogpt train --resume {run.name}, from the last checkpoint, which is whole.")
     return e
 
 # %% ../nbs/07c_train.ipynb #e22b5642
 MAY_CHANGE = {"max_iters", "eval_interval", "eval_iters", "checkpoint_interval", "sample_tokens", "device", "compile", "data", "encoding"}
 
-# %% ../nbs/07c_train.ipynb #aa93b08c
+# %% ../nbs/07c_train.ipynb #17e0eb9d
 def agree(run:Run, config:NanoGPTConfig|None) -> NanoGPTConfig:
     "The configuration to go on with: that of the run, with the changes of `config` that are allowed."
     was = run.config
     if config is None: config = was
     wrong = {k: v for k, v in was.diff(config).items() if k not in MAY_CHANGE}
     if wrong:
-        raise RunError(f"The run {run.name!r} cannot go on with {', '.join(f'{k}={now!r} (it has {old!r})' for k, (old, now) in wrong.items())}; leave that as it is, or start a new run.")
+        said = ", ".join(f"{k}={now!r} (it has {old!r})" for k, (old, now) in wrong.items())
+        raise RunError(f"The run {run.name!r} cannot go on with {said}; leave that as it is, or start a new run.")
     if run.status.get("state") == "finished" and run.status.get("step", 0) >= config.max_iters:
         raise RunError(f"The run {run.name!r} has finished all of its {config.max_iters} steps; go on with a larger --max-iters, or start a new run.")
     return config
@@ -124,10 +130,12 @@ def _corpus(dataset) -> dict:
     "What config.json says of the text."
     return dict(name=dataset.corpus.name, sha256=dataset.corpus.sha256, note=dataset.corpus.note)
 
-# %% ../nbs/07c_train.ipynb #c93d2dfd
+# %% ../nbs/07c_train.ipynb #838d1428
 def _device_name(device:torch.device) -> str:
     "The device as people call it."
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}" if device.type == "cpu" else device.type
+    if device.type == "cuda": return torch.cuda.get_device_name(device)
+    n = torch.get_num_threads()
+    return f"cpu, {n} thread{'s' * (n > 1)}" if device.type == "cpu" else device.type
 
 # %% ../nbs/07c_train.ipynb #3c436d80
 def train_from_args(args) -> int: # TrainArgs
@@ -147,18 +155,24 @@ def _suited(args) -> NanoGPTConfig: # TrainArgs
     print(f"nanogpt: there is a GPU here that torch {torch.__version__} cannot use; training the preset cpu on the CPU instead.", file=sys.stderr)
     return NanoGPTConfig.preset("cpu").replace(**{k: getattr(args.config, k) for k in args.given})
 
-# %% ../nbs/07c_train.ipynb #7bfef139
+# %% ../nbs/07c_train.ipynb #7b0906af
 def last_words(run:Run) -> int:
     "Show what the model writes and what to type next; the exit code."
     state, nanogpt = run.status, _command()
     where = "" if run.path.parent == Path("runs") else f" --runs-dir {run.path.parent}"
-    text = (run.path/"samples.txt").read_text(encoding="utf-8").rpartition("--- step ")[2].partition("\n")[2] if (run.path/"samples.txt").exists() else ""
-    if text and state["state"] == "finished": print("\n" + text.strip() + "\n")
+    if state["state"] == "finished": print(f"\n{_last_sample(run)}\n")
     prompt = ' --prompt "ROMEO:"' if run.about["corpus"]["name"] == "tinyshakespeare" else ""
     if state["state"] == "finished": print(f"more text:     {nanogpt} sample {run.name}{where}{prompt}")
-    print(f"go on:         {nanogpt} train --resume {run.name}{where}" + (f" --max-iters {2 * run.config.max_iters}" if state["state"] == "finished" else ""))
+    longer = f" --max-iters {2 * run.config.max_iters}" if state["state"] == "finished" else ""
+    print(f"go on:         {nanogpt} train --resume {run.name}{where}{longer}")
     print(f"all runs:      {nanogpt} runs{where}")
     return 0 if state["state"] == "finished" else 128 + (state.get("signal") or signal.SIGINT)
+
+# %% ../nbs/07c_train.ipynb #583696c7
+def _last_sample(run:Run) -> str:
+    "The newest text in samples.txt."
+    path = run.path/"samples.txt"
+    return path.read_text(encoding="utf-8").rpartition("--- step ")[2].partition("\n")[2].strip() if path.exists() else ""
 
 # %% ../nbs/07c_train.ipynb #5a5860f5
 def _command() -> str:

@@ -115,7 +115,7 @@ def save(self:Trainer, folder:Path):
     torch.save(self.state_dict(), buffer := io.BytesIO())
     (folder/"trainer.pt").write_bytes(buffer.getbuffer())
 
-# %% ../nbs/07a_trainer.ipynb #fb491b95
+# %% ../nbs/07a_trainer.ipynb #ef8e3f11
 @patch
 def load(self:Trainer, folder:Path):
     "Go on from what `save` wrote."
@@ -124,7 +124,8 @@ def load(self:Trainer, folder:Path):
         load_model(self.model, folder/"model.safetensors", device=str(self.device))
         self.load_state_dict(torch.load(folder/"trainer.pt", weights_only=True, map_location="cpu"))
     except (RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as e:
-        raise RunError(f"The checkpoint in {folder} cannot be read ({(str(e) or repr(e)).splitlines()[0]}); copy it again from where it came.") from None
+        why = (str(e) or repr(e)).splitlines()[0]
+        raise RunError(f"The checkpoint in {folder} cannot be read ({why}); copy it again from where it came.") from None
 
 # %% ../nbs/07a_trainer.ipynb #b591e4bc
 @patch
