@@ -32,6 +32,7 @@ setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
+    package_dir={"": "."},  # an editable install is then found before a folder of the same name
     packages=find_packages(include=[lib, f"{lib}.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg["requirements"]),

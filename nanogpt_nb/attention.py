@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Head', 'MultiHeadAttention']
 
-# %% ../nbs/03_attention.ipynb #0a265b0a
+# %% ../nbs/03_attention.ipynb #b1a8bf07
 import torch
 from torch import nn
+from .config import ConfigError
 
-# %% ../nbs/03_attention.ipynb #d020f3ff
+# %% ../nbs/03_attention.ipynb #f6a3deda
 class Head(nn.Module):
     "One head of causal self-attention: (B, T, n_embd) -> (B, T, head_size), T at most block_size."
     def __init__(self,
@@ -26,14 +27,14 @@ class Head(nn.Module):
 
     def forward(self, x):
         T, limit = x.shape[-2], len(self.tril)
-        if T > limit: raise ValueError(f"The sequence has {T} tokens and block_size is {limit}: "
+        if T > limit: raise ConfigError(f"The sequence has {T} tokens and block_size is {limit}: "
                                        f"pass its last {limit} tokens, or make the model with a larger block_size.")
         q, k, v = self.query(x), self.key(x), self.value(x)                 # 3 of (B, T, H)
         wei = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5                 # (B, T, T)
         wei = wei.masked_fill(~self.tril[:T, :T], float("-inf")).softmax(-1)  # (B, T, T)
         return self.dropout(wei) @ v                                        # (B, T, T) @ (B, T, H) -> (B, T, H)
 
-# %% ../nbs/03_attention.ipynb #a20a87a5
+# %% ../nbs/03_attention.ipynb #700f2fe0
 class MultiHeadAttention(nn.Module):
     "`num_heads` heads of size n_embd / num_heads side by side, then a projection: (B, T, n_embd) -> (B, T, n_embd)."
     def __init__(self,
@@ -43,7 +44,7 @@ class MultiHeadAttention(nn.Module):
                  dropout:float=0.0):  # share zeroed in training, of the weights and of the output
         super().__init__()
         if num_heads < 1 or n_embd % num_heads:
-            raise ValueError(f"n_embd is {n_embd} and num_heads is {num_heads}: choose an n_embd that num_heads divides.")
+            raise ConfigError(f"n_embd is {n_embd} and num_heads is {num_heads}: choose an n_embd that num_heads divides.")
         self.heads = nn.ModuleList(Head(n_embd, n_embd // num_heads, block_size, dropout) for _ in range(num_heads))
         self.proj, self.dropout = nn.Linear(n_embd, n_embd), nn.Dropout(dropout)
 

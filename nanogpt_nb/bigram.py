@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['BigramLanguageModel', 'evaluating', 'estimate_loss', 'evaluate', 'fit']
 
-# %% ../nbs/02_bigram.ipynb #d90edcf0
+# %% ../nbs/02_bigram.ipynb #9863bc2c
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .config import patch
+from .config import ConfigError, patch
 from .data import get_batch, windows
 
 # %% ../nbs/02_bigram.ipynb #023dc8f3
@@ -30,13 +30,13 @@ class BigramLanguageModel(nn.Module):
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
 
-# %% ../nbs/02_bigram.ipynb #4d15d0af
+# %% ../nbs/02_bigram.ipynb #279b58ab
 @patch
 @torch.no_grad()
 def generate(self:BigramLanguageModel, idx, max_new_tokens:int, generator=None):
     "Append `max_new_tokens` sampled tokens to `idx`: (B, T) -> (B, T + max_new_tokens), T at least 1."
     if idx.ndim != 2 or idx.shape[1] == 0:
-        raise ValueError(f"generate needs token ids of shape (batch, at least one token), got {tuple(idx.shape)}: "
+        raise ConfigError(f"generate needs token ids of shape (batch, at least one token), got {tuple(idx.shape)}: "
                          "start from a prompt or from torch.zeros((1, 1), dtype=torch.long).")
     for _ in range(max_new_tokens):
         logits, _ = self(idx[:, -self.context:])                            # (B, T, V)
@@ -56,7 +56,7 @@ def evaluating(model):
     finally:
         for m, mode in modes: m.training = mode
 
-# %% ../nbs/02_bigram.ipynb #1967c13d
+# %% ../nbs/02_bigram.ipynb #6c743bd6
 def estimate_loss(
     model,                 # called as model(x, y) -> (logits, loss)
     dataset,               # has `train` and `val`, 1-D token arrays
@@ -67,7 +67,7 @@ def estimate_loss(
     seed:int=0,            # which batches: the same seed, the same batches
 ):
     "Mean loss in nats over `eval_iters` random batches of each split: {'train': ..., 'val': ...}."
-    if eval_iters < 1: raise ValueError(f"eval_iters is {eval_iters}: a loss needs at least 1 batch to average.")
+    if eval_iters < 1: raise ConfigError(f"eval_iters is {eval_iters}: a loss needs at least 1 batch to average.")
     losses = {}
     with evaluating(model):
         for split in ("train", "val"):
@@ -76,7 +76,7 @@ def estimate_loss(
             losses[split] = torch.stack([model(x, y)[1] for x, y in batches]).cpu().double().mean().item()
     return losses
 
-# %% ../nbs/02_bigram.ipynb #0635c367
+# %% ../nbs/02_bigram.ipynb #4b75b716
 def evaluate(
     model,                 # called as model(x, y) -> (logits, mean loss)
     tokens,                # 1-D token array, a whole split
@@ -85,7 +85,7 @@ def evaluate(
     device="cpu",          # where the model is
 ):
     "Mean loss in nats over every token of `tokens` but the first, each predicted once; the same number every time."
-    if len(tokens) < 2: raise ValueError(f"evaluate got {len(tokens)} tokens and needs at least 2: one to read, one to predict.")
+    if len(tokens) < 2: raise ConfigError(f"evaluate got {len(tokens)} tokens and needs at least 2: one to read, one to predict.")
     with evaluating(model):
         means, counts = zip(*((model(x, y)[1], y.numel()) for x, y in windows(tokens, block_size, batch_size, device)))
     means, counts = torch.stack(means).cpu().double(), torch.tensor(counts).double()

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union
 import tyro
 
 from nanogpt_nb import __version__
-from nanogpt_nb.args import SampleArgs, TrainArgs, exit_code, parse, parse_sample, parse_train, train_defaults
+from nanogpt_nb.args import SampleArgs, TrainArgs, end_at_once, exit_code, parse, parse_sample, parse_train, train_defaults
 from nanogpt_nb.config import ConfigError
 
 ABOUT = "From the bigram model to a full GPT: train on a text, write more of it. nanogpt --version tells the version."
@@ -65,14 +65,16 @@ class CompletionArgs:
 
 def train(args: TrainArgs) -> int:
     "Train, or go on with a run."
-    from nanogpt_nb.train import train_from_args
+    with end_at_once():
+        from nanogpt_nb.train import train_from_args
 
     return train_from_args(args)
 
 
 def sample(args: SampleArgs) -> int:
     "Write text with a run's model."
-    from nanogpt_nb.sample import sample_from_args
+    with end_at_once():
+        from nanogpt_nb.sample import sample_from_args
 
     return sample_from_args(args)
 
@@ -196,7 +198,7 @@ def _table(*columns: str):
 
 
 def _print_json(value) -> None:
-    print(json.dumps(value, indent=2, default=str))
+    print(json.dumps(value, indent=2, default=str, allow_nan=False))
 
 
 def _cell(name: str, value) -> str:

@@ -6,13 +6,13 @@
 __all__ = ['PRESETS', 'patch', 'NanoGPTError', 'ConfigError', 'NanoGPTConfig', 'preset_for', 'write_whole', 'sync_folder',
            'file_sha256']
 
-# %% ../nbs/00_config.ipynb #c763107a
-import dataclasses, hashlib, json, math, os, shutil, typing, warnings
-from dataclasses import dataclass, field, asdict
+# %% ../nbs/00_config.ipynb #832a91a6
+import dataclasses, hashlib, json, math, os, re, shutil, typing, warnings
+from dataclasses import dataclass, asdict
 from pathlib import Path
 from typing import Literal
 
-# %% ../nbs/00_config.ipynb #8f13256d
+# %% ../nbs/00_config.ipynb #730b738f
 def patch(f=None, *,
           cls_method:bool=False, # make it a class method: the class is read off the first parameter all the same
           as_prop:bool=False): # make it a property
@@ -21,6 +21,7 @@ def patch(f=None, *,
     cls = next(iter(f.__annotations__.values()))
     f.__qualname__ = f"{cls.__name__}.{f.__name__}"
     setattr(cls, f.__name__, classmethod(f) if cls_method else property(f) if as_prop else f)
+    return f.__globals__.get(f.__name__)                                           # a function of that name keeps it
 
 # %% ../nbs/00_config.ipynb #d5257852
 class NanoGPTError(Exception):
@@ -82,15 +83,15 @@ class NanoGPTConfig:
 
     def __post_init__(self): _check(self)
 
-# %% ../nbs/00_config.ipynb #6aa4d834
+# %% ../nbs/00_config.ipynb #2f7a35e3
 _AT_LEAST_1 = ("batch_size block_size max_iters eval_interval n_embd num_heads n_layer gradient_accumulation_steps").split()
-_AT_LEAST_0 = ("eval_iters warmup_iters seed checkpoint_interval sample_tokens weight_decay grad_clip").split()
-_BOUNDS = {**{k: (1, math.inf) for k in _AT_LEAST_1}, **{k: (0, math.inf) for k in _AT_LEAST_0},
-           "bpe_vocab_size": (256, 1 << 20), "decay_fraction": (0, 1), "min_lr_fraction": (0, 1)}
+_AT_LEAST_0 = ("eval_iters warmup_iters checkpoint_interval sample_tokens weight_decay grad_clip").split()
+_BOUNDS = {**{k: (1, 1 << 40) for k in _AT_LEAST_1}, **{k: (0, 1 << 40) for k in _AT_LEAST_0},
+           "bpe_vocab_size": (256, 1 << 20), "seed": (0, 1 << 62), "decay_fraction": (0, 1), "min_lr_fraction": (0, 1)}
 _OPEN = {"learning_rate": (0, math.inf), "muon_learning_rate": (0, math.inf)}          # ends excluded
 _HALF_OPEN = {"dropout": (0, 1), "beta1": (0, 1), "beta2": (0, 1)}                     # upper end excluded
 
-# %% ../nbs/00_config.ipynb #b4633cc3
+# %% ../nbs/00_config.ipynb #cbfb0d09
 def _check_type(name, value, hint):
     "Return `value` as the type that `hint` asks for, or say why not."
     wrong = ConfigError(f"{name}={value!r} is not {_a(hint)}; give {name} {_a(hint)}.")
@@ -102,30 +103,30 @@ def _check_type(name, value, hint):
         return float(value)
     elif hint in (int, bool, str):
         if type(value) is not hint: raise wrong
+    elif isinstance(value, str): return (value,)
     elif not isinstance(value, (tuple, list)) or not all(isinstance(o, str) for o in value): raise wrong
     else: return tuple(value)
     return value
 
 def _a(hint): return {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string"}.get(hint, "a list of strings")
 
-# %% ../nbs/00_config.ipynb #fddd713f
+# %% ../nbs/00_config.ipynb #a5fe5240
 def _check_bounds(name, v):
     "Refuse a number outside its bounds."
     lo, hi = (_BOUNDS | _OPEN | _HALF_OPEN)[name]
     ok = lo < v < hi if name in _OPEN else lo <= v < hi if name in _HALF_OPEN else lo <= v <= hi
     if ok: return
-    said = (f"more than {lo}" if name in _OPEN else f"at least {lo}" if hi == math.inf else
+    said = (f"more than {lo}" if name in _OPEN else f"at least {lo}" if hi == 1 << 40 and v < lo else
             f"from {lo} to below {hi}" if name in _HALF_OPEN else f"from {lo} to {hi}")
     raise ConfigError(f"{name}={v!r} is out of bounds; {name} must be {said}.")
 
-# %% ../nbs/00_config.ipynb #5636dd52
+# %% ../nbs/00_config.ipynb #c83059f7
 def _check(c):
     "Check every field of `c`, naming field and value in the error."
     for name, hint in typing.get_type_hints(type(c)).items():
         object.__setattr__(c, name, _check_type(name, getattr(c, name), hint))
     for name in _BOUNDS | _OPEN | _HALF_OPEN: _check_bounds(name, getattr(c, name))
-    kind, _, number = c.device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (":" in c.device and not (kind == "cuda" and number.isdigit())):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", c.device):
         raise ConfigError(f"device={c.device!r} is not known; choose auto, cpu, cuda, cuda:N or mps.")
     if c.n_embd % c.num_heads:
         raise ConfigError(f"n_embd={c.n_embd} is not divisible by num_heads={c.num_heads}; choose n_embd as a multiple of num_heads.")
@@ -134,12 +135,12 @@ def _check(c):
                           "and position='rope' needs an even size.")
     if not c.data: raise ConfigError("data=() names no text; give tinyshakespeare, a file or a folder.")
 
-# %% ../nbs/00_config.ipynb #cafdcf3a
+# %% ../nbs/00_config.ipynb #1ecc2d2f
 @patch
 def replace(self:NanoGPTConfig, **changes) -> NanoGPTConfig:
     "A copy with `changes`, checked again."
     unknown = sorted(set(changes) - {f.name for f in dataclasses.fields(self)})
-    if unknown: raise ConfigError(f"{unknown[0]!r} is not a hyperparameter; NanoGPTConfig.__doc__ and nanogpt train --help list them.")
+    if unknown: raise ConfigError(f"{unknown[0]!r} is not a hyperparameter; nanogpt train --help lists them.")
     return dataclasses.replace(self, **changes)
 
 @patch
@@ -147,13 +148,13 @@ def to_json(self:NanoGPTConfig) -> str:
     "All fields as a JSON object."
     return json.dumps(asdict(self), indent=2)
 
-# %% ../nbs/00_config.ipynb #9f4646ac
+# %% ../nbs/00_config.ipynb #0f57e76d
 @patch(cls_method=True)
 def from_json(cls:NanoGPTConfig, text:str, # what `to_json` gave
               tell=warnings.warn): # called with a sentence when keys do not match
     "The configuration that `text` describes, from whichever version."
     try: d = json.loads(text)
-    except json.JSONDecodeError as e: raise ConfigError(f"The configuration is not JSON ({e}); restore config.json from a copy.") from None
+    except (ValueError, RecursionError) as e: raise ConfigError(f"The configuration is not JSON ({e}); restore config.json from a copy.") from None
     if not isinstance(d, dict): raise ConfigError(f"The configuration is a JSON {type(d).__name__}, not an object; restore config.json from a copy.")
     names = [f.name for f in dataclasses.fields(cls)]
     unknown, missing = [k for k in d if k not in names], [k for k in names if k not in d]

@@ -95,7 +95,7 @@ def _bar(total, what, progress):
     from tqdm import tqdm
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False, disable=not (progress and sys.stderr.isatty()))
 
-# %% ../nbs/01c_data.ipynb #45286cde
+# %% ../nbs/01c_data.ipynb #4b2d2002
 def _open_folder(folder):
     "The tokens (a memory map), the tokenizer and the text's sha256 in a prepared folder, or None if it is not there whole."
     try:
@@ -103,7 +103,9 @@ def _open_folder(folder):
         dtype = np.dtype(meta["dtype"])
         if (folder/"tokens.bin").stat().st_size != meta["tokens"] * dtype.itemsize: return None
         tokens = np.memmap(folder/"tokens.bin", dtype, "r") if meta["tokens"] else np.zeros(0, dtype)
-        return tokens, load_tokenizer(folder/"tokenizer.json"), meta["sha256"]
+        tok = load_tokenizer(folder/"tokenizer.json")
+        if 0 < len(tokens) * 8 <= IN_MEMORY and tokens.max() >= tok.vocab_size: return None
+        return tokens, tok, meta["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, TokenizerError): return None
 
 # %% ../nbs/01c_data.ipynb #23655e64

@@ -6,11 +6,11 @@
 __all__ = ['rotary', 'rotate', 'CausalSelfAttention', 'attend', 'FeedForward', 'activate', 'make_norm', 'Block', 'GPT',
            'init_weights']
 
-# %% ../nbs/04_gpt.ipynb #9e4610ab
+# %% ../nbs/04_gpt.ipynb #6d70b29b
 import math
 import torch, torch.nn as nn
 from torch.nn import functional as F
-from .config import NanoGPTConfig, ConfigError
+from .config import NanoGPTConfig, ConfigError, patch
 
 # %% ../nbs/04_gpt.ipynb #ef526b20
 def rotary(block_size:int, head_size:int, base:float=10000.) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,7 +25,7 @@ def rotate(x, cos, sin):
     a, b = x.chunk(2, dim=-1)                                                    # 2 of (B, H, T, D/2)
     return torch.cat((a*cos - b*sin, a*sin + b*cos), dim=-1)                     # (B, H, T, D)
 
-# %% ../nbs/04_gpt.ipynb #e1c05dc2
+# %% ../nbs/04_gpt.ipynb #e25c81fa
 class CausalSelfAttention(nn.Module):
     "All heads of a layer: (B, T, C) -> (B, T, C)."
     def __init__(self, config:NanoGPTConfig):
@@ -33,6 +33,7 @@ class CausalSelfAttention(nn.Module):
         self.num_heads, self.head_size = config.num_heads, config.n_embd // config.num_heads
         self.qk_norm, self.dropout = config.qk_norm, config.dropout
         self.qkv = nn.Linear(config.n_embd, 3*config.n_embd, bias=config.qkv_bias)
+        self.qkv.weight.parts = 3                                                # for an optimiser that looks at matrices
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
@@ -59,14 +60,16 @@ def attend(q, k, v, past:int=0, dropout:float=0.):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=not past and T > 1)
     return y.to(dtype)                                                           # (B, H, T, D)
 
-# %% ../nbs/04_gpt.ipynb #311e4acc
+# %% ../nbs/04_gpt.ipynb #dbc3649f
 class FeedForward(nn.Module):
     "A hidden layer of four times the width: (B, T, C) -> (B, T, C)."
     def __init__(self, config:NanoGPTConfig):
         super().__init__()
         C, self.kind = config.n_embd, config.mlp
         hidden = 4*C if self.kind != "swiglu" else 8 * math.ceil(8*C / 3 / 8)
-        self.fc = nn.Linear(C, hidden * (1 + (self.kind == "swiglu")), bias=config.bias)
+        parts = 2 if self.kind == "swiglu" else 1
+        self.fc = nn.Linear(C, hidden * parts, bias=config.bias)
+        self.fc.weight.parts = parts
         self.proj = nn.Linear(hidden, C, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -115,9 +118,6 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=config.bias and not config.tie_weights)
         if config.tie_weights: self.lm_head.weight = self.token_embedding.weight
         init_weights(self)
-
-# %% ../nbs/04_gpt.ipynb #09fbc014
-from .config import patch
 
 # %% ../nbs/04_gpt.ipynb #5e0aabdf
 @patch

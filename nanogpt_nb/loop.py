@@ -5,19 +5,22 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'StopRequest', 'Show', 'Loop', 'diverged']
 
-# %% ../nbs/07b_loop.ipynb #edb7f6ad
-import math, signal, sys, threading, time
+# %% ../nbs/07b_loop.ipynb #8e7beab1
+import contextlib, math, os, shutil, signal, sys, threading, time
 import torch
 from .config import NanoGPTConfig, patch
 from .bigram import evaluating
+from .data import windows
+from .optim import lr_factor
 from .runs import Run
 from .sample import stream
 from .trainer import Trainer, TrainError
 
-# %% ../nbs/07b_loop.ipynb #e24d296f
+# %% ../nbs/07b_loop.ipynb #411c3402
 class StopRequest:
     "Inside `with`, signals to stop are noted in `.signal` instead of ending the program."
     signals = [getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s)]
+    signal = None
 
     def __enter__(self):
         self.signal, self.before = None, {}
@@ -28,40 +31,49 @@ class StopRequest:
     def __exit__(self, *_):
         for s, handler in self.before.items(): signal.signal(s, handler)
 
-# %% ../nbs/07b_loop.ipynb #bdea28c4
+# %% ../nbs/07b_loop.ipynb #f2b9c143
 @patch
 def note(self:StopRequest, number, frame):
     "Remember the signal; a second Ctrl-C ends what goes on at once."
     if self.signal is not None and number == signal.SIGINT: raise KeyboardInterrupt
+    if sys.stderr and sys.stderr.isatty():
+        with contextlib.suppress(OSError): os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")
     self.signal = number
 
-# %% ../nbs/07b_loop.ipynb #8b177515
+# %% ../nbs/07b_loop.ipynb #25713ae9
 class Show:
     "The terminal's side of a run: lines for the log, and a bar on a terminal."
     def __init__(self, run:Run, config:NanoGPTConfig, step:int, quiet:bool=False):
         from tqdm import tqdm
         self.run, self.quiet = run, quiet
         self.bar = tqdm(total=config.max_iters, initial=step, unit=" steps", leave=False, dynamic_ncols=True,
-                        disable=quiet or not sys.stderr.isatty())
+                        disable=quiet or not (sys.stderr and sys.stderr.isatty()))
 
     def __call__(self, line:str=""):
         self.run.log(line)
-        if not self.quiet: self.bar.write(line, file=sys.stdout); sys.stdout.flush()
+        if not self.quiet: self.draw(lambda: (self.bar.write(line, file=sys.stdout), sys.stdout.flush()))
 
     def step(self, loss:float|None, tokens_per_second:float):
         "Move the bar on by one."
         if loss is not None: self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
-        self.bar.update()
+        self.draw(self.bar.update)
+
+# %% ../nbs/07b_loop.ipynb #b0570265
+@patch
+def draw(self:Show, what):
+    "Do `what` with the terminal, or be quiet from now on if there is none any more."
+    try: what()
+    except (OSError, ValueError): self.quiet = self.bar.disable = True
 
 # %% ../nbs/07b_loop.ipynb #a86c003a
 COLUMNS = " step  train loss  val loss  tokens/s     time  it writes"
 
-# %% ../nbs/07b_loop.ipynb #d46ad349
+# %% ../nbs/07b_loop.ipynb #f4206aa9
 def _line(row:dict, text:str) -> str:
     "A row of the table."
     minutes, seconds = divmod(round(row["seconds"]), 60)
     numbers = f"{row['step']:5}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  {row['tokens_per_second']:8,.0f}"
-    return f"{numbers}  {minutes:4}:{seconds:02}  {' / '.join(text.splitlines())[:48]}".rstrip()
+    return f"{numbers}  {minutes:4}:{seconds:02}  {' / '.join(text.splitlines())}".rstrip()[:shutil.get_terminal_size((96, 24)).columns]
 
 # %% ../nbs/07b_loop.ipynb #c4f9241b
 class Loop:
@@ -100,7 +112,7 @@ def tokens_per_second(self:Loop) -> float:
     then, tokens = self.since
     return (self.trainer.tokens - tokens) / (time.perf_counter() - then)
 
-# %% ../nbs/07b_loop.ipynb #9beb39c6
+# %% ../nbs/07b_loop.ipynb #8ab314d6
 @patch
 def estimate(self:Loop, end:bool):
     "Losses, a piece of text, a line in the metrics, and a checkpoint."
@@ -108,24 +120,34 @@ def estimate(self:Loop, end:bool):
     losses = t.estimate()
     if not all(map(math.isfinite, losses.values())): raise diverged(t, losses["val"])
     row = dict(step=t.step, train_loss=losses["train"], val_loss=losses["val"])
-    if end and t.config.eval_iters: row["val_loss_whole_split"] = t.whole_val()
+    if end and t.config.eval_iters: row["val_loss_whole_split"] = t.evaluate(t.dataset.val)
     text = self.write()
     t.seconds += time.perf_counter() - start
-    row |= dict(tokens=t.tokens, seconds=t.seconds, learning_rate=t.optimizers[0].param_groups[0]["lr"], tokens_per_second=speed)
+    row |= dict(tokens=t.tokens, seconds=t.seconds, learning_rate=t.config.learning_rate * lr_factor(t.config, t.step), tokens_per_second=speed)
     better, t.best, t.evaluated = losses["val"] < t.best, min(t.best, losses["val"]), t.step
     self.run.append(row); self.show(_line(row, text))
     self.save(val_loss=losses["val"])
     if better: self.run.link_checkpoint("last", "best")
     self.since = time.perf_counter(), t.tokens
 
-# %% ../nbs/07b_loop.ipynb #98e92b0d
+# %% ../nbs/07b_loop.ipynb #b8f58010
 @patch
 def save(self:Loop, **about):
     "A checkpoint of this step, unless there is one."
     if self.saved == self.trainer.step: return
+    if not self.sound(): raise diverged(self.trainer, math.nan)
     self.run.save_checkpoint("last", self.trainer.save, step=self.trainer.step, **about)
     self.saved = self.trainer.step
     self.run.set_status("running", step=self.saved)
+
+# %% ../nbs/07b_loop.ipynb #944acd4e
+@patch
+@torch.no_grad()
+def sound(self:Loop) -> bool:
+    "Whether all weights are finite, and a loss with them."
+    t = self.trainer
+    if not all(p.isfinite().all() for p in t.model.parameters()): return False
+    with evaluating(t.model), t.autocast(): return bool(t.model(*next(windows(t.dataset.val, t.config.block_size, 1, t.device)))[1].isfinite())
 
 # %% ../nbs/07b_loop.ipynb #0936ff50
 @patch
@@ -140,11 +162,11 @@ def write(self:Loop) -> str:
     self.run.log(f"--- step {t.step}\n{text}", "samples.txt")
     return text
 
-# %% ../nbs/07b_loop.ipynb #7cce7fcc
+# %% ../nbs/07b_loop.ipynb #62f34ee9
 def diverged(t:Trainer, loss:float) -> TrainError:
     "The error for a loss that is not finite."
     c = t.config
-    rates = f"learning_rate={c.learning_rate:g}" + (f" and muon_learning_rate={c.muon_learning_rate:g}" if c.optimizer == "muon" else "")
+    rates = f"learning_rate={c.learning_rate:g}" + (f" or muon_learning_rate={c.muon_learning_rate:g}" if c.optimizer == "muon" else "")
     cure = [] if c.warmup_iters else ["warmup_iters=100"]
     cure += [] if c.grad_clip else ["grad_clip=1"]
     cure += ["dtype='float32'"] if t.dtype is torch.bfloat16 else []

@@ -35,7 +35,7 @@ def newton_schulz(g, # (..., rows, columns)
         x = a*x + (b*xx + c * xx @ xx) @ x                                       # (..., rows, columns)
     return x.mT if tall else x
 
-# %% ../nbs/05_optim.ipynb #a9543475
+# %% ../nbs/05_optim.ipynb #546151a4
 class Muon(torch.optim.Optimizer):
     "Momentum, made orthogonal: for the matrices (rows, columns) inside the blocks."
     def __init__(self, params, lr:float=0.02, momentum:float=0.95, weight_decay:float=0., steps:int=5):
@@ -45,22 +45,24 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         "Move every matrix that has a gradient."
         for group in self.param_groups:
-            shapes = {}
+            alike = {}
             for p in group["params"]:
-                if p.grad is not None: shapes.setdefault(p.shape, []).append(p)
-            for params in shapes.values(): self.step_stack(params, **{k: group[k] for k in ("lr", "momentum", "weight_decay", "steps")})
+                if p.grad is not None: alike.setdefault((p.shape, getattr(p, "parts", 1)), []).append(p)
+            for (_, parts), params in alike.items():
+                self.step_stack(params, parts, **{k: group[k] for k in ("lr", "momentum", "weight_decay", "steps")})
 
-# %% ../nbs/05_optim.ipynb #5e24e247
+# %% ../nbs/05_optim.ipynb #a1234b6c
 @patch
-def step_stack(self:Muon, params, lr, momentum, weight_decay, steps):
-    "Move all `params`, matrices of one shape, by one step."
+def step_stack(self:Muon, params, parts, lr, momentum, weight_decay, steps):
+    "Move all `params`, matrices of one shape and each of `parts` equal parts, by one step."
     for p in params:
         if not self.state[p]: self.state[p]["momentum_buffer"] = torch.zeros_like(p)
     grads, buffers = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
     torch._foreach_lerp_(buffers, grads, 1 - momentum)
     ahead = torch._foreach_lerp(grads, buffers, momentum)                        # Nesterov's look ahead
-    update = newton_schulz(torch.stack(ahead), steps)                            # (N, rows, columns)
-    rows, columns = params[0].shape
+    stack = torch.stack(ahead).unflatten(1, (parts, -1))                         # (N, parts, rows, columns)
+    rows, columns = stack.shape[-2:]
+    update = newton_schulz(stack, steps).flatten(1, 2)                           # (N, parts * rows, columns)
     torch._foreach_mul_(params, 1 - lr * weight_decay)
     torch._foreach_add_(params, update.unbind(), alpha=-lr * max(1, rows / columns)**0.5)
 

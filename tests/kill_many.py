@@ -48,7 +48,7 @@ def look(run: Run) -> str:
     "Check that all that the folder holds is whole; say in the middle of what the run was killed."
     assert run.state == "killed", run.state
     run.about, run.metrics()
-    if not run.has_checkpoint():
+    if not run.checkpoint_folders():
         return "before the first checkpoint"
     from nanogpt_nb.sample import load_model
 
@@ -80,7 +80,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     unkilled = folder.with_name(folder.name + "-unkilled")
     codes = [os.waitpid(fork(*args), 0)[1] for args in ((folder, config), (unkilled, config.replace(checkpoint_interval=0)))]
     rows = [[{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second")} for r in Run(f).metrics()] for f in (folder, unkilled)]
-    weights = [(Run(f).checkpoint() / "model.safetensors").read_bytes() for f in (folder, unkilled)]
+    weights = [[(Run(f).checkpoint(which) / "model.safetensors").read_bytes() for which in ("last", "best")] for f in (folder, unkilled)]
     print(json.dumps({"kills": seen, "codes": codes, "steps": config.max_iters, "rows equal": rows[0] == rows[1],
                       "weights equal": weights[0] == weights[1]}))  # fmt: skip
 

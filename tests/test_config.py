@@ -25,7 +25,7 @@ BAD = {
     "device": ["gpu", "cuda:", "cuda:x", "cpu:0", "", 0],
     "tokenizer": ["words", 1],
     "bpe_vocab_size": [100],
-    "data": [(), "input.txt", (1,), None],
+    "data": [(), (1,), None],
     "norm": ["batchnorm"],
     "position": ["alibi"],
     "mlp": ["tanh"],
@@ -36,7 +36,7 @@ BAD = {
     "weight_decay": [-1],
     "grad_clip": [-1],
     "decay_fraction": [1.5],
-    "seed": [-1, 1.5],
+    "seed": [-1, 1.5, 2**64],
     "compile": ["yes", 1],
 }
 
@@ -100,6 +100,27 @@ def test_json_of_another_version():
 def test_json_that_is_no_configuration(text):
     with pytest.raises(ConfigError):
         NanoGPTConfig.from_json(text, tell=lambda said: None)
+
+
+def test_a_patched_method_leaves_the_function_of_its_name():
+    from nanogpt_nb import config
+
+    class Thing:
+        pass
+
+    def shout(self: Thing):
+        return "method"
+
+    shout.__globals__["shout"] = before = lambda: "function"
+    try:
+        assert config.patch(shout) is before
+        assert Thing().shout() == "method"
+    finally:
+        del shout.__globals__["shout"]
+
+
+def test_one_text_may_be_given_by_itself():
+    assert NanoGPTConfig(data="input.txt").data == ("input.txt",)
 
 
 def test_presets_and_replace():

@@ -107,6 +107,25 @@ def test_muon_takes_the_steps_of_torchs_own(shape, decay):
     assert (ours - theirs).norm() < 0.03 * (ours - start).norm()
 
 
+def test_a_layer_of_three_matrices_moves_as_three():
+    torch.manual_seed(0)
+    start, grads = torch.randn(12, 4), torch.randn(5, 12, 4)
+    fused, alone = torch.nn.Parameter(start.clone()), [torch.nn.Parameter(w.clone()) for w in start.split(4)]
+    fused.parts = 3
+    optimizers = [Muon([fused]), Muon(alone)]
+    for g in grads:
+        fused.grad = g.clone()
+        for p, part in zip(alone, g.split(4), strict=True):
+            p.grad = part.clone()
+        [o.step() for o in optimizers]
+    assert torch.allclose(fused, torch.cat(list(alone)), atol=1e-6)
+
+
+def test_the_model_says_which_layers_are_several():
+    parts = {n: getattr(p, "parts", 1) for n, p in model_of(mlp="swiglu", num_heads=2).to("cpu").named_parameters() if p.ndim == 2}
+    assert parts["blocks.0.sa.qkv.weight"] == 3 and parts["blocks.0.ffwd.fc.weight"] == 2 and parts["blocks.0.sa.proj.weight"] == 1
+
+
 def test_stacking_matrices_changes_no_step():
     torch.manual_seed(0)
     start, grads = torch.randn(3, 8, 4), torch.randn(5, 3, 8, 4)

@@ -48,6 +48,12 @@ def test_a_name_that_cannot_be_a_folder(name, runs_dir):
     assert not runs_dir.exists()
 
 
+@pytest.mark.parametrize("where", ["/dev/null/runs", "/proc/runs"])
+def test_a_place_where_no_run_can_be_made(where):
+    with pytest.raises(RunError, match="--runs-dir"):
+        Run.create(CONFIG, "a", where)
+
+
 def create(runs_dir, names):
     names.put(Run.create(CONFIG, None, runs_dir).name)
 
@@ -215,6 +221,22 @@ def test_broken_files_of_one_run_do_not_hide_the_others(runs_dir):
     assert "good" in list_runs(runs_dir)._repr_html_()
     with pytest.raises(RunError, match="not a run folder"):
         bad.config  # noqa: B018 (reading it is the test)
+
+
+GARBAGE = ["[1, 2]", "3", '"abc"', "{}", '{"step": "x"}', '{"step": 1, "val_loss": "low", "seconds": [1]}', '{"step": 2, "val_loss": NaN}', "[" * 100000]
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "status.json", "config.json"])
+@pytest.mark.parametrize("garbage", [*GARBAGE, '{"state": ["a"], "heartbeat": "x", "host": 3}', '{"config": {}, "corpus": [], "created": 3}'])
+def test_garbage_in_one_run_is_passed_over(file, garbage, runs_dir):
+    good, bad = Run.create(CONFIG, "good", runs_dir), Run.create(CONFIG, "bad", runs_dir)
+    good.append(dict(step=0, val_loss=4.0))
+    (bad.path / file).write_text(garbage)
+    rows = {r["name"]: r for r in (run.summary() for run in list_runs(runs_dir))}
+    assert rows["good"]["val_loss"] == 4.0 and rows["bad"]["val_loss"] is None
+    json.dumps(list(rows.values()), allow_nan=False)
+    bad.forget_after(0)
+    assert "good" in list_runs(runs_dir)._repr_html_()
 
 
 def test_the_table_escapes_names(runs_dir):

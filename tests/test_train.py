@@ -1,7 +1,9 @@
 "Training: stopped, killed, gone on with, and what it says when it cannot go on."
 
+import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt_nb.config import ConfigError, NanoGPTConfig
+from nanogpt_nb.config import PRESETS, ConfigError, NanoGPTConfig
 from nanogpt_nb.data import load_dataset
 from nanogpt_nb.runs import Run, RunError
 from nanogpt_nb.train import Trainer, TrainError, train
@@ -178,6 +180,7 @@ def wait_for(what, process, seconds=120):
         time.sleep(0.01)
 
 
+TINY_ENDLESS = NanoGPTConfig.preset("tiny").replace(eval_interval=50)
 ENDLESS = ["--preset", "tiny", "--name", "run", "--max-iters", "1000000", "--eval-interval", "50"]
 
 
@@ -191,6 +194,138 @@ def test_a_signal_stops_the_command_with_a_checkpoint(number, code, tmp_path):
     assert process.returncode == code, said
     assert run.state == "stopped" and run.status["step"] == torch.load(run.checkpoint() / "trainer.pt", weights_only=True)["step"]
     assert "train --resume run" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_interrupted_while_the_text_is_read_there_is_no_run(number, code, tmp_path):
+    os.mkfifo(tmp_path / "text")
+    process = start("--data", "text", "--preset", "tiny", cwd=tmp_path)
+    with open(tmp_path / "text", "w") as text:  # waits until the other side reads
+        text.write("To be, or not to be\n")
+        text.flush()
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in said, said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_terminal_shows_a_bar_and_a_table(tmp_path):
+    "In a pseudo-terminal, as a person has it: the bar moves on one line, and the first Ctrl-C says what it does."
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    words = [sys.executable, "-m", "nanogpt_nb.train", *ENDLESS]
+    process = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    said = b""
+    while said.count(b"steps") < 5 or b"   50  " not in said:
+        said += os.read(ours, 4096)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # the terminal is gone when the process is
+        while more := os.read(ours, 4096):
+            said += more
+    assert process.wait(timeout=60) == 130
+    text = said.decode()
+    assert "step  train loss  val loss" in text and "tokens/s" in text and "/1000000" in text
+    assert "Stopping after this step" in text and "Traceback" not in text
+    assert len(re.findall(r"[\r\n] +50  ", text)) == 1  # a row is written once, the bar around it
+
+
+def test_a_terminal_that_goes_away_costs_nothing(tmp_path):
+    "The window is closed in mid-run, with nohup: the run goes on, and stops in order when it is asked to."
+    import pty
+
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = ["nohup", sys.executable, "-m", "nanogpt_nb.train", *ENDLESS]
+    process = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    run = Run(tmp_path / "runs" / "run")
+    wait_for(lambda: len(run.metrics()) >= 2, process)
+    os.close(ours)
+    there = len(run.metrics())
+    wait_for(lambda: len(run.metrics()) >= there + 2, process)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    assert run.state == "stopped" and "error" not in run.status
+
+
+@pytest.mark.parametrize("where", [">/dev/full", "2>/dev/full", ">&-", ">&- 2>&-", "| head -1"])
+def test_an_output_that_cannot_be_written_costs_no_run(where, tmp_path):
+    words = f"{sys.executable} -m nanogpt_nb.train --preset tiny --max-iters 20 --eval-interval 10 --name a {where}"
+    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert "Traceback" not in done.stderr, done.stderr
+    run = Run(tmp_path / "runs" / "a")
+    assert run.state == "finished" and len(run.metrics()) == 3
+
+
+def test_a_run_folder_that_goes_away_is_said(tmp_path):
+    run = Run(tmp_path / "runs" / "run")
+    process = start(*ENDLESS, cwd=tmp_path)
+    wait_for(lambda: len(run.metrics()) >= 2, process)
+    run.path.rename(tmp_path / "runs" / "elsewhere")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and "moved or deleted" in said and "Traceback" not in said, said
+    assert train(TINY_ENDLESS.replace(max_iters=Run(tmp_path / "runs" / "elsewhere").metrics()[-1]["step"] + 50),
+                 resume=tmp_path / "runs" / "elsewhere", quiet=True).state == "finished"  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"step": 3}', '{"files": []}', '{"files": {"model.safetensors": 3}}', "[" * 100000])
+def test_a_checkpoint_without_its_list_is_damaged_not_absent(damage, runs_dir):
+    run = train(TINY.replace(max_iters=4, eval_interval=2), name="a", runs_dir=runs_dir, quiet=True)
+    (run.path / "last" / "checkpoint.json").unlink()
+    (run.path / "last" / "checkpoint.json").write_text(damage)
+    before = {p: p.read_bytes() for p in sorted(run.path.rglob("*")) if p.is_file()}
+    with pytest.raises(RunError, match="damaged"):
+        train(TINY.replace(max_iters=8), resume=run, quiet=True)
+    after = {p: p.read_bytes() for p in sorted(run.path.rglob("*")) if p.is_file()}
+    assert {p for p in before if after[p] != before[p]} <= {run.path / "status.json"}
+
+
+def test_a_resume_with_another_vocabulary_changes_nothing(tmp_path, runs_dir):
+    text = tmp_path / "t.txt"
+    text.write_text("Où est le café? À côté de la forêt.\n" * 60, encoding="utf-8")
+    config = TINY.replace(max_iters=4, data=(str(text),))
+    run = train(config, name="a", runs_dir=runs_dir, quiet=True)
+    kept = {n: (run.path / n).read_bytes() for n in ("config.json", "tokenizer.json")}
+    with pytest.raises(RunError, match="encoding='latin-1'"):
+        train(run.config.replace(max_iters=8, encoding="latin-1"), resume=run, quiet=True)
+    tokenizer = json.loads(kept["tokenizer.json"])
+    tokenizer["chars"] = "".join(reversed(tokenizer["chars"]))
+    (run.path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(RunError, match="another vocabulary"):
+        train(run.config.replace(max_iters=8), resume=run, quiet=True)
+    assert (run.path / "config.json").read_bytes() == kept["config.json"]
+
+
+def test_sampling_beside_training_never_sees_half_a_checkpoint(tmp_path):
+    from nanogpt_nb.sample import load_model
+
+    run = Run(tmp_path / "runs" / "run")
+    process = start(*ENDLESS[:-1], "1", "--eval-iters", "1", cwd=tmp_path)
+    try:
+        wait_for(lambda: run.checkpoint_folders("best"), process)
+        for _ in range(150):
+            load_model(run, "last"), load_model(run, "best")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_memory_that_is_too_small_is_said(runs_dir):
+    with pytest.raises(TrainError, match="--batch-size"):
+        train(TINY.replace(batch_size=10**9, eval_interval=1), name="a", runs_dir=runs_dir, quiet=True)
+
+
+def test_what_is_no_configuration_is_said(runs_dir):
+    for wrong in ({}, "cpu", 3):
+        with pytest.raises(ConfigError, match="not a NanoGPTConfig"):
+            train(wrong, runs_dir=runs_dir)
 
 
 def test_killed_for_real_and_resumed_from_the_command_line(tmp_path):
@@ -213,7 +348,7 @@ def test_the_second_trainer_of_a_run_is_refused(tmp_path):
     run = Run(tmp_path / "runs" / "run")
     process = start(*ENDLESS, cwd=tmp_path)
     try:
-        wait_for(lambda: run.has_checkpoint(), process)
+        wait_for(lambda: run.checkpoint_folders(), process)
         with pytest.raises(RunError, match=f"being trained by process {process.pid}"):
             train(resume=run, quiet=True)
         other = start("--resume", "run", cwd=tmp_path)
@@ -246,8 +381,10 @@ def test_a_resume_that_does_not_fit_is_refused(changes, named, runs_dir):
 
 def test_a_finished_run_has_nothing_to_go_on_with(runs_dir):
     run = train(TINY.replace(max_iters=2), name="a", runs_dir=runs_dir, quiet=True)
-    with pytest.raises(RunError, match="finished all of its 2 steps"):
+    with pytest.raises(RunError, match="taken 2 steps already"):
         train(resume=run)
+    with pytest.raises(RunError, match="taken 2 steps already"):
+        train(TINY.replace(max_iters=1), resume=run)
     assert train(TINY.replace(max_iters=4), resume=run, quiet=True).status["step"] == 4
 
 
@@ -268,6 +405,48 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_keeps_the_checkpoint(cause,
     assert run.state == "failed" and "too high" in run.status["error"]
     kept = torch.load(run.checkpoint() / "trainer.pt", weights_only=True)
     assert kept["step"] == 0 and all(r["val_loss"] < 10 for r in run.metrics())
+
+
+@pytest.mark.parametrize("changes", [dict(checkpoint_interval=1), dict(eval_interval=1, eval_iters=0)])
+def test_weights_that_are_lost_never_take_the_place_of_a_checkpoint(changes, runs_dir):
+    with pytest.raises(TrainError, match="too high"):
+        train(TINY.replace(learning_rate=1e38, **changes), name="lost", runs_dir=runs_dir, quiet=True)
+    folder = Run(runs_dir / "lost").checkpoint()
+    from safetensors.torch import load_file
+
+    assert all(w.isfinite().all() for w in load_file(folder / "model.safetensors").values())
+    assert json.loads((folder / "checkpoint.json").read_text())["step"] == 0
+
+
+def test_killed_between_last_and_best_the_best_catches_up(runs_dir, monkeypatch):
+    real, calls = Run.link_checkpoint, []
+
+    def link(self, *args):
+        calls.append(self)
+        if len(calls) == 2:
+            raise SystemExit("killed here")
+        return real(self, *args)
+
+    with monkeypatch.context() as m:
+        m.setattr(Run, "link_checkpoint", link)
+        with pytest.raises(SystemExit):
+            train(TINY, name="a", runs_dir=runs_dir, quiet=True)
+    run = Run(runs_dir / "a")
+    step = lambda which: json.loads((run.checkpoint(which) / "checkpoint.json").read_text())["step"]  # noqa: E731
+    assert (step("last"), step("best")) == (20, 0)
+    run = train(TINY.replace(max_iters=21, eval_interval=40), resume=run, quiet=True)
+    best = min(run.metrics(), key=lambda r: r["val_loss"])["step"]
+    assert step("best") == best > 0
+
+
+def test_large_splits_are_estimated_over_their_beginning(monkeypatch):
+    import nanogpt_nb.trainer
+    from nanogpt_nb.bigram import evaluate
+
+    t = Trainer(TINY.replace(eval_iters=0), load_dataset(TINY))
+    monkeypatch.setattr(nanogpt_nb.trainer, "EVAL_TOKENS", 500)
+    assert abs(t.estimate()["val"] - evaluate(t.model, t.dataset.val[:500], TINY.block_size)) < 1e-5
+    assert t.estimate()["val"] != evaluate(t.model, t.dataset.val, TINY.block_size)
 
 
 def test_broken_weights_are_never_saved(runs_dir, monkeypatch):
@@ -343,7 +522,7 @@ def test_a_checkpoint_cannot_run_code(runs_dir, tmp_path):
             return (os.system, (f"touch {tmp_path}/sprung",))
 
     run = train(TINY.replace(max_iters=2), name="a", runs_dir=runs_dir, quiet=True)
-    evil = pickle.dumps(Trap())
+    evil = pickle.dumps(Trap(), protocol=2)
     (run.path / "last" / "trainer.pt").write_bytes(evil)
     with pytest.raises(RunError, match="damaged"):
         train(TINY.replace(max_iters=4), resume=run, quiet=True)
@@ -373,6 +552,16 @@ def test_compiled_training_is_the_same_within_rounding(runs_dir):
     from nanogpt_nb.sample import load_model
 
     assert not any("_orig_mod" in k for k in load_model(compiled)[0].state_dict())
+
+
+@pytest.mark.slow
+def test_the_cpu_preset_reaches_its_loss_in_its_memory(tmp_path):
+    words = [sys.executable, "-m", "nanogpt_nb.train", "--preset", "cpu", "--name", "a"]
+    measure = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    done = subprocess.run([sys.executable, "-c", measure, *words], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    code, kilobytes = map(int, done.stdout.split()[-2:])
+    assert code == 0 and kilobytes < 1.5e6
+    assert Run(tmp_path / "runs" / "a").metrics()[-1]["val_loss"] < 1.75
 
 
 def test_script_notebook_command_and_module_give_the_same_numbers(tmp_path):
@@ -427,6 +616,6 @@ def test_a_new_trainer_begins_at_the_loss_of_knowing_nothing():
     import math
 
     data = load_dataset(TINY)
-    for name in ("lecture", "ladder", "nanogpt", "nanogpt-cpu", "modern", "cpu", "tiny"):
+    for name in PRESETS:
         config = NanoGPTConfig.preset(name).replace(eval_iters=1, batch_size=4, dropout=0.0)
         assert abs(Trainer(config, data).estimate()["val"] - math.log(65)) < 0.05, name
