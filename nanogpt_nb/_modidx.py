@@ -206,6 +206,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'nanogpt_nb.sample.KVCache.__init__': ('sample.html#kvcache.__init__', 'nanogpt_nb/sample.py'),
                                    'nanogpt_nb.sample.KVCache.append': ('sample.html#kvcache.append', 'nanogpt_nb/sample.py'),
                                    'nanogpt_nb.sample._check_knobs': ('sample.html#_check_knobs', 'nanogpt_nb/sample.py'),
+                                   'nanogpt_nb.sample._load_weights': ('sample.html#_load_weights', 'nanogpt_nb/sample.py'),
                                    'nanogpt_nb.sample._told': ('sample.html#_told', 'nanogpt_nb/sample.py'),
                                    'nanogpt_nb.sample.generate': ('sample.html#generate', 'nanogpt_nb/sample.py'),
                                    'nanogpt_nb.sample.load_model': ('sample.html#load_model', 'nanogpt_nb/sample.py'),

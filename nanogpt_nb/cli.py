@@ -67,7 +67,6 @@ def train(args: TrainArgs) -> int:
     "Train, or go on with a run."
     with end_at_once():
         from nanogpt_nb.train import train_from_args
-
     return train_from_args(args)
 
 
@@ -75,7 +74,6 @@ def sample(args: SampleArgs) -> int:
     "Write text with a run's model."
     with end_at_once():
         from nanogpt_nb.sample import sample_from_args
-
     return sample_from_args(args)
 
 

@@ -81,29 +81,27 @@ def append(self:Run, row:dict): # one line of metrics; its `step` says where
 def _ends_in_newline(path):
     with open(path, "rb") as f: f.seek(-1, os.SEEK_END); return f.read() == b"\n"
 
-# %% ../nbs/06b_runs.ipynb #2fe1ebb4
+# %% ../nbs/06b_runs.ipynb #8775454a
 @patch
 def metrics(self:Run) -> list[dict]:
     "The rows of metrics.jsonl, oldest first; half a last line is passed over."
-    with contextlib.suppress(FileNotFoundError):
-        return [r for r in map(_row, (self.path/"metrics.jsonl").read_bytes().split(b"\n")) if r]
-    return []
+    path = self.path/"metrics.jsonl"
+    return [r for r in map(_row, path.read_bytes().split(b"\n")) if r] if path.exists() else []
 
-# %% ../nbs/06b_runs.ipynb #4e67ddd0
+# %% ../nbs/06b_runs.ipynb #2b2b3980
 def _row(line):
     "The numbers of a line, if it is an object with a step."
     with contextlib.suppress(ValueError, RecursionError):
         row = json.loads(line) if line.strip() else None
-        number = lambda v: isinstance(v, (int, float)) and math.isfinite(v)
-        if isinstance(row, dict) and type(row.get("step")) is int: return {k: v for k, v in row.items() if number(v)}
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            return {k: v for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
 
-# %% ../nbs/06b_runs.ipynb #5aab3df9
+# %% ../nbs/06b_runs.ipynb #8c337341
 @patch
 def forget_after(self:Run, step:int): # the step that training goes on from
     "Drop metrics of later steps, which training is about to do again."
-    rows = self.metrics()
-    kept = [r for r in rows if r["step"] <= step]
-    if len(kept) < len(rows): write_whole(self.path/"metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
+    kept = [r for r in self.metrics() if r["step"] <= step]
+    if len(kept) < len(self.metrics()): write_whole(self.path/"metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
 # %% ../nbs/06b_runs.ipynb #df6a6947
 @patch

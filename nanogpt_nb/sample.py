@@ -17,11 +17,11 @@ from .bigram import evaluating
 from .runs import Run, RunError, find_run
 from .tokenizer import load_tokenizer
 
-# %% ../nbs/08_sample.ipynb #719de45b
+# %% ../nbs/08_sample.ipynb #78c19702
 def next_probs(logits, # (B, V)
                temperature:float=1., top_k:int|None=None, top_p:float|None=None):
     "The probabilities (B, V) that the next token is drawn from."
-    if temperature == 0: return F.one_hot(logits.argmax(-1), logits.size(-1)).float()
+    if temperature < 1e-6: return F.one_hot(logits.argmax(-1), logits.size(-1)).float()
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature              # (B, V)
     if top_k is not None: logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.size(-1))).values[:, -1:], -torch.inf)
     probs = logits.softmax(-1)                                                   # (B, V)
@@ -82,24 +82,27 @@ def generate(model:GPT, idx, max_new_tokens:int, **knobs):
     "`idx` (B, T) and `max_new_tokens` more, (B, T + max_new_tokens); `knobs` are those of `stream`."
     with evaluating(model): return torch.cat([idx, *stream(model, idx, max_new_tokens, **knobs)], dim=1)
 
-# %% ../nbs/08_sample.ipynb #6890fd47
+# %% ../nbs/08_sample.ipynb #ecdd9893
 def load_model(run:Run|str|Path|None=None, # a run, its name or folder; None: the newest
                checkpoint:str="best", device="cpu", runs_dir="runs"):
     "The model of a run, in evaluation mode, and its tokenizer."
-    from safetensors.torch import load_model as load_weights
     run = find_run(run, runs_dir)
     if checkpoint not in ("best", "last"): raise ConfigError(f"checkpoint={checkpoint!r} is not known; choose best or last.")
     tokenizer = load_tokenizer(run.path/"tokenizer.json")
     model = GPT(run.config, tokenizer.vocab_size)
-    for tries_left in (2, 1, 0):
-        folder = run.checkpoint(checkpoint)
-        try: load_weights(model, folder/"model.safetensors"); break
-        except FileNotFoundError:                                                 # replaced by a newer one between two lines
-            if not tries_left: raise
-        except (RuntimeError, OSError) as e:
-            why = " ".join(str(e).split())[:200]
-            raise RunError(f"The weights in {folder} do not fit the run's configuration ({why}); undo what was edited in config.json or tokenizer.json.") from None
+    _load_weights(model, run, checkpoint)
     return model.to(device).eval(), tokenizer
+
+# %% ../nbs/08_sample.ipynb #70949d76
+def _load_weights(model, run, checkpoint, tries:int=3):
+    "Fill `model`; a trainer may put a newer checkpoint in place between two lines, so look again."
+    from safetensors.torch import load_model as load
+    folder = run.checkpoint(checkpoint)
+    try: load(model, folder/"model.safetensors")
+    except FileNotFoundError if tries > 1 else (): _load_weights(model, run, checkpoint, tries - 1)
+    except (RuntimeError, OSError) as e:
+        why = " ".join(str(e).split())[:200]
+        raise RunError(f"The weights in {folder} do not fit the run's configuration ({why}); undo what was edited in config.json or tokenizer.json.") from None
 
 # %% ../nbs/08_sample.ipynb #8b32434e
 def resolve_device(device:str="auto") -> torch.device: # auto, cpu, cuda, cuda:N or mps

@@ -233,13 +233,13 @@ def test_what_is_typed_is_what_the_run_gets_and_nothing_else(preset, typed, unde
     args = parse_train(words)
     assert args.config == NanoGPTConfig.preset(preset).replace(**typed)
     assert type(args.config) is NanoGPTConfig
-    assert args.given == set(typed)
+    assert args.given == {"preset", *typed}
     assert args.preset == preset
 
 
 def test_train_words_about_the_run():
     new = parse_train(["--preset", "tiny", "--name", "n", "--runs-dir", "elsewhere"])
-    assert (new.name, new.runs_dir, new.resume, new.given) == ("n", Path("elsewhere"), None, set())
+    assert (new.name, new.runs_dir, new.resume, new.given) == ("n", Path("elsewhere"), None, {"preset"})
     again = parse_train(["--resume", "before", "--max-iters", "7"])
     assert (again.name, again.runs_dir, again.resume, again.given) == (None, Path("runs"), "before", {"max_iters"})
 

@@ -163,7 +163,7 @@ def test_damage_is_noticed(damage, runs_dir):
     path.unlink()  # what best shares stays
     if damage != "gone":
         path.write_text({"cut": "weigh", "flipped": "weighty", "longer": "weights!"}[damage])
-    with pytest.raises(RunError, match="damaged.*'best'"):
+    with pytest.raises(RunError, match="damaged.*--checkpoint best"):
         run.checkpoint()
     assert saved(run, "best") == "weights"
 
