@@ -112,7 +112,7 @@ def tokens_per_second(self:Loop) -> float:
     then, tokens = self.since
     return (self.trainer.tokens - tokens) / (time.perf_counter() - then)
 
-# %% ../nbs/07b_loop.ipynb #8ab314d6
+# %% ../nbs/07b_loop.ipynb #6d41d971
 @patch
 def estimate(self:Loop, end:bool):
     "Losses, a piece of text, a line in the metrics, and a checkpoint."
@@ -126,6 +126,7 @@ def estimate(self:Loop, end:bool):
     row |= dict(tokens=t.tokens, seconds=t.seconds, learning_rate=t.config.learning_rate * lr_factor(t.config, t.step), tokens_per_second=speed)
     better, t.best, t.evaluated = losses["val"] < t.best, min(t.best, losses["val"]), t.step
     self.run.append(row); self.show(_line(row, text))
+    self.saved = -1                                                                # the trainer now knows of this estimate
     self.save(val_loss=losses["val"])
     if better: self.run.link_checkpoint("last", "best")
     self.since = time.perf_counter(), t.tokens

@@ -96,12 +96,12 @@ def _row(line):
         if isinstance(row, dict) and type(row.get("step")) is int:
             return {k: v for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
 
-# %% ../nbs/06b_runs.ipynb #8c337341
+# %% ../nbs/06b_runs.ipynb #5fb0d3b0
 @patch
 def forget_after(self:Run, step:int): # the step that training goes on from
     "Drop metrics of later steps, which training is about to do again."
-    kept = [r for r in self.metrics() if r["step"] <= step]
-    if len(kept) < len(self.metrics()): write_whole(self.path/"metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
+    rows = self.metrics(); kept = [r for r in rows if r["step"] <= step]
+    if len(kept) < len(rows): write_whole(self.path/"metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
 # %% ../nbs/06b_runs.ipynb #df6a6947
 @patch

@@ -6,12 +6,12 @@
 __all__ = ['next_probs', 'KVCache', 'stream', 'generate', 'load_model', 'resolve_device', 'pieces', 'sample', 'read_prompt',
            'sample_from_args']
 
-# %% ../nbs/08_sample.ipynb #57ca6107
+# %% ../nbs/08_sample.ipynb #003624d4
 import sys
 from pathlib import Path
 import torch
 from torch.nn import functional as F
-from .config import NanoGPTConfig, ConfigError, patch
+from .config import NanoGPTConfig, ConfigError
 from .gpt import GPT
 from .bigram import evaluating
 from .runs import Run, RunError, find_run

@@ -92,7 +92,7 @@ def _loop(run, trainer, show):
     run.set_status(state, step=trainer.step, signal=stop.signal)
     show(f"{state} at step {trainer.step} of {c.max_iters}, best val loss {trainer.best:.4f}, {trainer.seconds:.0f} s")
 
-# %% ../nbs/07c_train.ipynb #a029ae01
+# %% ../nbs/07c_train.ipynb #db0f6b4d
 @contextlib.contextmanager
 def _explained(run):
     "Mark the run failed and say why, if the block fails."
@@ -100,7 +100,9 @@ def _explained(run):
     except BaseException as e:
         error = _explain(run, e)
         state = "stopped" if isinstance(e, KeyboardInterrupt) else "failed"
-        with contextlib.suppress(OSError): run.set_status(state, error=str(error) or repr(error), step=_last_step(run))
+        ours = run.status.get("state") == "running" and run.status.get("pid") == os.getpid()
+        with contextlib.suppress(OSError):
+            if ours: run.set_status(state, error=str(error) or repr(error), step=_last_step(run))
         if error is e: raise
         raise error from e
 

@@ -283,8 +283,8 @@ def test_a_checkpoint_without_its_list_is_damaged_not_absent(damage, runs_dir):
     before = {p: p.read_bytes() for p in sorted(run.path.rglob("*")) if p.is_file()}
     with pytest.raises(RunError, match="damaged"):
         train(TINY.replace(max_iters=8), resume=run, quiet=True)
-    after = {p: p.read_bytes() for p in sorted(run.path.rglob("*")) if p.is_file()}
-    assert {p for p in before if after[p] != before[p]} <= {run.path / "status.json"}
+    assert {p: p.read_bytes() for p in sorted(run.path.rglob("*")) if p.is_file()} == before
+    assert run.state == "finished"
 
 
 def test_a_resume_with_another_vocabulary_changes_nothing(tmp_path, runs_dir):
@@ -386,6 +386,19 @@ def test_a_finished_run_has_nothing_to_go_on_with(runs_dir):
     with pytest.raises(RunError, match="taken 2 steps already"):
         train(TINY.replace(max_iters=1), resume=run)
     assert train(TINY.replace(max_iters=4), resume=run, quiet=True).status["step"] == 4
+
+
+def test_an_estimate_where_the_run_was_stopped_is_part_of_its_checkpoint(runs_dir, monkeypatch):
+    with monkeypatch.context() as m:
+        signal_at(m, 13)
+        run = train(TINY, name="a", runs_dir=runs_dir, quiet=True)
+    with monkeypatch.context() as m:
+        signal_at(m, 14)
+        train(TINY.replace(eval_interval=13), resume=run, quiet=True)
+    assert [r["step"] for r in run.metrics()] == [0, 13]
+    for which in ("last", "best"):
+        assert torch.load(run.checkpoint(which) / "trainer.pt", weights_only=True)["evaluated"] == 13
+    assert json.loads((run.checkpoint("best") / "checkpoint.json").read_text())["val_loss"] == run.metrics()[-1]["val_loss"]
 
 
 def test_a_text_that_changed_is_noticed(tmp_path, runs_dir):
