@@ -12,7 +12,7 @@ PIP     = $(BIN)/python -m pip install --disable-pip-version-check $$([ -t 2 ] |
 IN_VENV = PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lab export clean-notebooks readme install
+.PHONY: help train test lab export clean-notebooks readme pictures install
 
 help: ## list these targets
 	@echo 'make TARGET, where TARGET is one of'
@@ -35,6 +35,9 @@ clean-notebooks: $(VENV)/.full ## strip what a notebook's diff does not need; ou
 
 readme: $(VENV)/.full ## write README.md from nbs/index.ipynb
 	@$(BIN)/python nbs/_readme.py
+
+pictures: $(VENV)/.full ## make the README's pictures, from a real JupyterLab in a few minutes (needs Chromium)
+	@$(IN_VENV) $(BIN)/python tests/pictures.py
 
 install: $(VENV)/.full ## only install: the package, JupyterLab and what development needs
 

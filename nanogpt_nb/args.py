@@ -44,7 +44,7 @@ def _mend_streams():
         if hasattr(getattr(sys, name), "reconfigure"): getattr(sys, name).reconfigure(errors="replace")
     warnings.showwarning = lambda message, *_, **__: print(f"nanogpt: {message}", file=sys.stderr)
 
-# %% ../nbs/00b_args.ipynb #cb20d5a2
+# %% ../nbs/00b_args.ipynb #7dfc9cd2
 _text = lambda metavar, hint=None: tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
 _presets = "settings to start from; the flags below change them one by one. " + ", ".join(f"{name} ({what})" for name, (what, _) in PRESETS.items())
 
@@ -55,6 +55,8 @@ class TrainArgs:
     name: Annotated[str | None, _text("NAME", "(default: made from the time)")] = None # name of the run and of its folder
     runs_dir: Annotated[Path, _text("DIR")] = Path("runs") # folder that holds the runs
     resume: Annotated[str | None, _text("RUN", "(default: a new run)")] = None # run to go on with, by name or folder, with its own settings
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto" # Weights & Biases; auto: online where there is a key, else offline, to be sent later by nanogpt runs sync
+    artifact: tyro.conf.FlagCreatePairsOff[bool] = False # keep the final checkpoint on Weights & Biases as well
     config: tyro.conf.OmitArgPrefixes[_Typed] = field(default_factory=_Typed) # settings of the run; the defaults shown are those of the preset
     given: tyro.conf.Suppress[frozenset] = frozenset() # what was typed of the fields of config, and of "preset"
 
@@ -78,12 +80,13 @@ def train_defaults(argv:list[str]=()) -> TrainArgs:
     preset = _value(argv, "--preset") or preset_for(_value(argv, "--device", "auto"))
     return TrainArgs(preset=preset, config=_Typed(**dataclasses.asdict(NanoGPTConfig.preset(preset))))
 
-# %% ../nbs/00b_args.ipynb #b70969f9
+# %% ../nbs/00b_args.ipynb #f1ca1849
 def parse_train(argv:list[str]|None=None, # words after the command; None: those of this process
-                prog:str="nanogpt train") -> TrainArgs: # what the help calls the command
+                prog:str="nanogpt train", # what the help calls the command
+                **kwargs) -> TrainArgs: # more for tyro.cli
     "What was typed, with a checked NanoGPTConfig; ConfigError where a setting cannot be, SystemExit for a flag or type that is wrong."
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = parse(TrainArgs, argv, prog, default=train_defaults(argv))
+    args = parse(TrainArgs, argv, prog, default=train_defaults(argv), **kwargs)
     for flag in ("--preset", "--name"):
         if args.resume is not None and _value(argv, flag) is not None:
             raise ConfigError(f"--resume {args.resume} goes on with the settings and the name of that run; leave {flag} out.")

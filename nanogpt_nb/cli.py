@@ -4,10 +4,12 @@ Each command imports what it runs when it runs, so that `--help` and mistakes ar
 
 import difflib
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union
 
@@ -16,20 +18,79 @@ import tyro
 from nanogpt_nb import __version__
 from nanogpt_nb.args import SampleArgs, TrainArgs, end_at_once, exit_code, parse, parse_sample, parse_train, train_defaults
 from nanogpt_nb.config import ConfigError
+from nanogpt_nb.sweep import SweepArgs, parse_sweep, sweep_defaults
 
 ABOUT = "From the bigram model to a full GPT: train on a text, write more of it. nanogpt --version tells the version."
 
 
 @dataclass(frozen=True)
 class RunsArgs:
-    "List the runs, newest first, or compare some of them."
+    """List the runs, newest first, or compare some of them.
 
+    nanogpt runs sync sends runs to Weights & Biases, and nanogpt runs import makes a run of its .wandb file: each has its own --help."""
+
+    where: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CONDITION ...", help_behavior_hint="(default: all)")] = ()
+    "runs to list, in quotes: 'val_loss<1.7, n_layer>=4', 'state=finished and name~muon'"
+    sort: Annotated[str, tyro.conf.arg(metavar="COLUMN")] = "created"
+    "what to sort by: a column, such as val_loss or name, or a setting; the newest, the lowest loss or the largest comes first"
+    columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING ...", help_behavior_hint="(default: none)")] = ()
+    "settings to show as well, such as n_layer optimizer"
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="(default: list them all)")] = ()
-    "runs to compare, by name or folder: the settings in which they differ, and their curves"
-    sort: Literal["created", "name", "val_loss", "tokens_per_second", "parameters", "steps", "seconds"] = "created"
-    "what to sort by: the newest, the lowest loss or the largest comes first"
+    "runs to compare, by name or folder: the settings in which they differ, what came of it, their curves and texts"
+    x: Literal["steps", "tokens", "seconds", "dollars"] = "steps"
+    "what the curves of a comparison are drawn over"
+    price_per_hour: Annotated[float | None, tyro.conf.arg(metavar="DOLLARS", help_behavior_hint="(default: what config.json tells)")] = None
+    "what an hour cost, for runs whose config.json does not tell"
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     "print JSON, for programs"
+    csv: tyro.conf.FlagCreatePairsOff[bool] = False
+    "print CSV, with every setting; of a comparison, every row of metrics"
+    runs_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
+    "folder that holds the runs"
+
+
+@dataclass(frozen=True)
+class SyncArgs:
+    "Send runs to Weights & Biases, each once. What it has already is not sent again."
+
+    runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="(default: all that it lacks)")]] = ()
+    "runs to send, by name or folder"
+    runs_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
+    "folder that holds the runs"
+
+
+@dataclass(frozen=True)
+class ImportArgs:
+    "Make a run folder from an offline file of Weights & Biases, should only that be left."
+
+    file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE")]]
+    "a .wandb file, or the folder that it is in"
+    name: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: its name there)")] = None
+    "name of the run and of its folder"
+    runs_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
+    "folder that holds the runs"
+
+
+@dataclass(frozen=True)
+class WatchArgs:
+    "Show a run while it trains. Ctrl-C ends the looking, not the run."
+
+    run: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: the newest run)")]] = None
+    "run to watch, by name or folder"
+    every: float = 1.0
+    "seconds between two looks"
+    runs_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
+    "folder that holds the runs"
+
+
+@dataclass(frozen=True)
+class StopArgs:
+    "Have a run write a checkpoint and end, wherever on this machine it is trained."
+
+    run: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: the one that is trained)")]] = None
+    "run to stop, by name or folder"
+    wait: float = 60.0
+    "seconds to wait for its end; 0: not at all"
     runs_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
     "folder that holds the runs"
 
@@ -79,21 +140,76 @@ def sample(args: SampleArgs) -> int:
 
 def runs(args: RunsArgs) -> None:
     "Print the history, or the comparison of some runs."
-    from nanogpt_nb.runs import compare, find_run, list_runs
-
+    if args.json and args.csv:
+        raise ConfigError("There are two formats, --json and --csv; give one of them.")
+    listing, comparing = args.where or args.columns or args.sort != "created", args.x != "steps" or args.price_per_hour is not None
+    if args.compare and listing:
+        raise ConfigError("--compare takes runs by name; leave --where, --sort and --columns out, or list the runs with those first.")
+    if comparing and not args.compare:
+        raise ConfigError("--x and --price-per-hour are about the curves of a comparison; name its runs with --compare.")
     if args.compare:
-        chosen = list(dict.fromkeys(find_run(name, args.runs_dir) for name in args.compare))
-        if len(chosen) == 1:
-            raise ConfigError(f"There is only {chosen[0].name} to compare; name two runs or more.")
-        told = compare(chosen)
-        return _print_json(told) if args.json else _print_comparison([run.name for run in chosen], **told)
+        from nanogpt_nb.compare import compare
 
-    rows = sorted_rows([run.summary() for run in list_runs(args.runs_dir)], args.sort)
+        told = compare(*args.compare, runs_dir=args.runs_dir, x=args.x, price_per_hour=args.price_per_hour)
+        as_json = told.to_dict
+    else:
+        from nanogpt_nb.history import runs
+
+        told = runs(args.runs_dir, args.sort, args.where, args.columns)
+        as_json = told.to_dicts
     if args.json:
-        return _print_json(rows)
-    if not rows:
-        return print(f"There are no runs in {args.runs_dir} yet; nanogpt train makes one.")
-    _print_runs(rows)
+        return print(json.dumps(as_json(), indent=2, default=str, allow_nan=False))
+    if args.csv:
+        return print(told.to_csv(), end="")
+    look = sys.stdout.isatty()
+    print(told.text(shutil.get_terminal_size().columns if look else 200, colours=look and not os.environ.get("NO_COLOR")))
+
+
+def sync(args: SyncArgs) -> int:
+    "Send runs to Weights & Biases; 1 if one could not be sent."
+    from nanogpt_nb.sync import sync
+
+    if not (told := sync(args.runs, args.runs_dir, show=lambda one: print(one["said"], flush=True))):
+        print(f"Weights & Biases has all runs in {args.runs_dir} that it was to be told of.")
+    return int(any(one["state"] == "failed" for one in told))
+
+
+def import_(args: ImportArgs) -> None:
+    "Make a run folder from a .wandb file."
+    from nanogpt_nb.sync import import_offline
+
+    run = import_offline(args.file, args.runs_dir, args.name)
+    print(f"run {run.path}: {run.summary()['steps']} steps, {run.state}")
+
+
+def launch(args: TrainArgs) -> int:
+    "Train in a process that goes on when this one ends."
+    from nanogpt_nb.launch import launch_from_args
+
+    return launch_from_args(args)
+
+
+def stop(args: StopArgs) -> int:
+    "Stop a run."
+    from nanogpt_nb.launch import stop_from_args
+
+    return stop_from_args(args)
+
+
+def watch(args: WatchArgs) -> None:
+    "Show a run until it has ended."
+    if not args.every > 0:
+        raise ConfigError(f"--every {args.every:g} is no time; give the seconds between two looks, for instance --every 1.")
+    from nanogpt_nb.watch import watch
+
+    watch(args.run, args.runs_dir, args.every)
+
+
+def sweep(args) -> int:  # SweepArgs
+    "Search for better settings."
+    with end_at_once():
+        from nanogpt_nb.sweep import sweep_from_args
+    return sweep_from_args(args)
 
 
 def data(args: DataArgs) -> None:
@@ -123,17 +239,25 @@ def completion(args: CompletionArgs) -> None:
 
 
 class Command(NamedTuple):
-    "A subcommand: the dataclass of its flags, what it does, and who reads its words."
+    "A subcommand: the dataclass of its flags, what it does, who reads its words, and the flags that it begins with."
 
     args: type
     run: Callable[[Any], int | None]
     parse: Callable[[list[str], str], Any] | None = None
+    default: Callable[[], Any] | None = None
+    about: str | None = None
 
 
 COMMANDS = {
-    "train": Command(TrainArgs, train, parse_train),
+    "train": Command(TrainArgs, train, parse_train, train_defaults),
+    "launch": Command(TrainArgs, launch, parse_train, train_defaults, "Train in a process of its own, which goes on when the terminal is closed."),
+    "watch": Command(WatchArgs, watch),
+    "stop": Command(StopArgs, stop),
     "sample": Command(SampleArgs, sample, parse_sample),
     "runs": Command(RunsArgs, runs),
+    "runs sync": Command(SyncArgs, sync),
+    "runs import": Command(ImportArgs, import_),
+    "sweep": Command(SweepArgs, sweep, parse_sweep, sweep_defaults),
     "data": Command(DataArgs, data),
     "completion": Command(CompletionArgs, completion),
 }
@@ -150,149 +274,26 @@ def _dispatch(argv: list[str]) -> int | None:
         return print(f"nanogpt {__version__}")
     if not argv or argv[0].startswith("-"):
         return _parse_all(argv or ["--help"])
-    name, rest = argv[0], argv[1:]
+    words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+    name, rest = " ".join(argv[:words]), argv[words:]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         guess = f"; did you mean {near[0]}?" if near else "."
         raise ConfigError(f"There is no command {name!r}{guess} The commands are {', '.join(COMMANDS)}.")
-    command, prog = COMMANDS[name], f"nanogpt {name}"
-    args = command.parse(rest, prog) if command.parse else parse(command.args, rest, prog)
-    return command.run(args)
+    command, about = COMMANDS[name], {"description": COMMANDS[name].about} if COMMANDS[name].about else {}
+    read = command.parse or partial(parse, command.args)
+    return command.run(read(rest, f"nanogpt {name}", **about))
 
 
 def _parse_all(argv: list[str]) -> None:
     "Parse with every command in one parser, for what is about all of them: help, completion, a flag before the command."
-    defaults = {"train": {"default": train_defaults()}}
     parsers = []
     for name, command in COMMANDS.items():
-        about = command.args.__doc__.splitlines()[0]
-        parsers.append(Annotated[command.args, tyro.conf.subcommand(name, description=about, **defaults.get(name, {}))])
+        default = {"default": command.default()} if command.default else {}
+        about = command.about or command.args.__doc__.splitlines()[0]
+        if " " not in name:  # those of two words are told of by the first
+            parsers.append(Annotated[command.args, tyro.conf.subcommand(name, description=about, **default)])
     parse(Union[tuple(parsers)], argv, "nanogpt", description=ABOUT)  # noqa: UP007 (joined here, not written)
-
-
-def sorted_rows(rows: list[dict], by: str) -> list[dict]:
-    "`rows` with the newest, the lowest loss or the largest first, names from A to Z; those without a value come last."
-    known = [row for row in rows if row.get(by) is not None]
-    unknown = [row for row in rows if row.get(by) is None]
-    return sorted(known, key=lambda row: row[by], reverse=by not in ("name", "val_loss")) + unknown
-
-
-def _console():
-    "A rich console that does not cut lines short where nobody looks at a terminal."
-    from rich import console
-
-    class Console(console.Console):
-        def on_broken_pipe(self):
-            raise BrokenPipeError  # exit_code knows what to do
-
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-
-
-def _table(*columns: str):
-    from rich import box
-    from rich.table import Table
-
-    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-
-
-def _print_json(value) -> None:
-    print(json.dumps(value, indent=2, default=str, allow_nan=False))
-
-
-def _cell(name: str, value) -> str:
-    "A value of a run's summary as the table shows it."
-    if value is None:
-        return "-"
-    if name == "parameters":
-        return f"{value / 1e6:.2f}M" if value >= 1e5 else f"{value:,}"
-    if name == "val_loss":
-        return f"{value:.4f}"
-    if name == "created" and value:
-        return f"{datetime.fromisoformat(value).astimezone():%Y-%m-%d %H:%M}"
-    if name == "seconds":
-        return f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"
-    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
-
-
-NAMES = ("name", "created", "state", "host", "device", "parameters", "val_loss", "tokens_per_second", "steps", "seconds")
-HEADS = dict(zip(NAMES, "name,created,state,host,device,params,val loss,tokens/s,steps,took".split(","), strict=True))
-COLOURS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red", "killed": "red", "lost": "red"}
-
-
-def _print_runs(rows: list[dict]) -> None:
-    "The runs as a table, without the columns that can best be missed where the terminal is too narrow for all."
-    console, columns = _console(), list(NAMES)
-    table = _runs_table(rows, columns)
-    for least in ("seconds", "steps", "created", "host"):
-        if console.measure(table, options=console.options.update(width=1000)).maximum <= console.width:
-            break
-        columns.remove(least)
-        table = _runs_table(rows, columns)
-    console.print(table)
-
-
-def _runs_table(rows: list[dict], columns: list[str]):
-    from rich.text import Text
-
-    table = _table(*(HEADS[name] for name in columns))
-    for name, column in zip(columns, table.columns, strict=True):
-        column.no_wrap = True
-        column.justify = "left" if name in NAMES[:5] else "right"
-    for row in rows:
-        table.add_row(*(Text(_cell(name, row.get(name)), COLOURS.get(row.get(name), "") if name == "state" else "") for name in columns))
-    return table
-
-
-def _print_comparison(names: list[str], settings: dict[str, list], curves: dict[str, list]) -> None:
-    from rich.markup import escape
-
-    console = _console()
-    if settings:
-        table = _table("setting", *map(escape, names))
-        for field, values in settings.items():
-            table.add_row(field, *(escape(str(value)) for value in values))
-        console.print(table)
-    else:
-        console.print("The settings are the same.")
-    if not any(curves.values()):
-        return console.print("None of them has a validation loss yet.")
-    if drawn := draw_curves(curves, colours=console.color_system is not None, width=console.width):
-        print(drawn)
-    else:
-        _print_steps(console, curves)
-
-
-def draw_curves(curves: dict[str, list[tuple[int, float]]], colours: bool, width: int) -> str | None:
-    "The validation losses over the steps, as text `width` wide with a letter for each run; None where the terminal lacks the characters."
-    import plotille
-
-    figure = plotille.Figure()
-    figure.width, figure.height = max(20, min(width, 100) - 25), 15
-    figure.with_colors, figure.color_mode = colours, "names"
-    figure.x_label, figure.y_label = "step", "val loss"
-    figure.register_label_formatter(float, lambda value, chars, delta, left=False: f"{value:{'<' if left else '>'}{chars}.4g}")
-    # Four colours that differ in brightness too; the letters tell the curves apart without any.
-    for i, (name, points) in enumerate(curves.items()):
-        if points:
-            steps, losses = zip(*points, strict=True)
-            colour = ("blue", "yellow", "magenta", "cyan")[i % 4] if colours else None
-            figure.plot(steps, losses, lc=colour, label=name, marker=chr(ord("A") + i % 26))
-    figure.set_x_limits(min_=0)
-    drawn = figure.show(legend=True)
-    try:
-        drawn.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return None
-    return drawn
-
-
-def _print_steps(console, curves: dict[str, list[tuple[int, float]]]) -> None:
-    "The validation losses as a table: a row for each step, a column for each run."
-    losses = {name: dict(points) for name, points in curves.items()}
-    table = _table("step", *losses)
-    for step in sorted(set().union(*losses.values())):
-        table.add_row(str(step), *(_cell("val_loss", run.get(step)) for run in losses.values()))
-    console.print(table)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'train', 'agree', 'train_from_args', 'last_words', 'main']
 
-# %% ../nbs/07c_train.ipynb #8e3120f5
+# %% ../nbs/07c_train.ipynb #be03101e
 import contextlib, json, os, shlex, shutil, signal, sys
 from pathlib import Path
 import torch
@@ -15,37 +15,59 @@ from .loop import Loop, Show, StopRequest, COLUMNS
 from .runs import Run, RunError, find_run, read_json
 from .sample import resolve_device
 from .tokenizer import load_tokenizer
+from .track import start_tracking
 from .trainer import EVAL_TOKENS, Trainer, TrainError
 
-# %% ../nbs/07c_train.ipynb #d8f54929
+# %% ../nbs/07c_train.ipynb #cf4cd812
 def train(config:NanoGPTConfig|None=None, # None: the preset that suits this machine, or the run that is resumed
           resume:Run|str|Path|None=None, # a run to go on with
           name:str|None=None, # of the new run; None: the time
-          runs_dir:str|Path="runs", quiet:bool=False) -> Run:
+          runs_dir:str|Path="runs", quiet:bool=False, # True: show nothing
+          wandb:str="auto", # Weights & Biases: online, offline or disabled; auto: online where there is a key, else offline
+          artifact:bool=False, # keep the final checkpoint there too
+          group:str|None=None, # of runs that belong together
+          on_estimate=None, # called with each row of losses; what it returns, if true, is a reason to stop
+          ) -> Run:
     "Train a model as `config` says, in a run folder; stopped by Ctrl-C or a signal, it can be resumed."
-    if resume is not None: return _train_in(find_run(resume, runs_dir), config, quiet)
+    if wandb not in (modes := ("auto", "online", "offline", "disabled")): raise ConfigError(f"wandb={wandb!r} is not known; choose one of {', '.join(modes)}.")
+    more = dict(quiet=quiet, wandb=wandb, artifact=artifact, on_estimate=on_estimate)
+    if resume is not None: return _train_in(find_run(resume, runs_dir), config, **more)
     if config is None: config = NanoGPTConfig.preset(preset_for(resolve_device().type))
     if not isinstance(config, NanoGPTConfig): raise ConfigError(f"config={config!r} is not a NanoGPTConfig; make one, for instance NanoGPTConfig.preset('cpu').")
     device, dataset = resolve_device(config.device), load_dataset(config)
     config = config.replace(data=dataset.corpus.sources)                          # found again from any folder
-    run = Run.create(config, name, runs_dir, corpus=_corpus(dataset), device=_device_name(device))
-    return _train_in(run, config, quiet, dataset)
+    run = Run.create(config, name, runs_dir, corpus=_corpus(dataset), device=_device_name(device), **({"group": group} if group else {}))
+    return _train_in(run, config, dataset, **more)
 
-# %% ../nbs/07c_train.ipynb #44e5f6fa
-def _train_in(run, config, quiet, dataset=None) -> Run:
+# %% ../nbs/07c_train.ipynb #8d5d90ea
+def _train_in(run, config, dataset=None, *, quiet, wandb, artifact, on_estimate) -> Run:
     "Begin or go on in the folder of `run`."
-    with run.lock():
+    with run.lock(), _live(run, quiet) as seen, _explained(run):
         config = agree(run, config)
         device, dataset = resolve_device(config.device), dataset or load_dataset(config)
-        was, now = str(run.about["corpus"].get("sha256"))[:12], dataset.corpus.sha256[:12]
-        if was != now:
-            raise RunError(f"The text of {run.name!r} has changed since (sha256 {now}…, was {was}…); give the same text with --data, or start a new run.")
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _threads(config, device), _explained(run):
-            trainer = _trainer(run, config, dataset, device)
-            show = Show(run, config, trainer.step, quiet)
-            try: _loop(run, trainer, show)
-            finally: show.bar.close()
+        config, about = _same_text(run, config, dataset)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _threads(config, device):
+            trainer = _trainer(run, config, dataset, device, about)
+            tracking = start_tracking(run, wandb, artifact)
+            show = Show(run, config, trainer.step, quiet or seen)
+            try: _loop(run, trainer, show, tracking, on_estimate)
+            finally: show.bar.close(); tracking.finish()
     return run
+
+# %% ../nbs/07c_train.ipynb #94c9c24b
+def _same_text(run, config, dataset):
+    "The configuration, and what config.json is to say of the text; RunError for another text than the run began with."
+    was, now = run.about["corpus"].get("sha256"), dataset.corpus.sha256
+    if was is None: config = config.replace(data=dataset.corpus.sources)          # made for another process to train
+    elif was != now: raise RunError(f"The text of {run.name!r} has changed since (sha256 {now[:12]}…, was {was[:12]}…); give the same text with --data, or start a new run.")
+    return config, dict(corpus=_corpus(dataset))
+
+# %% ../nbs/07c_train.ipynb #9a45b6f8
+def _live(run, quiet):
+    "The live view, where there is a notebook to show it; gives whether there is."
+    if quiet or "ipykernel" not in sys.modules: return contextlib.nullcontext(False)
+    from nanogpt_nb.watch import live
+    return live(run)
 
 # %% ../nbs/07c_train.ipynb #7fe9e9e0
 @contextlib.contextmanager
@@ -56,18 +78,18 @@ def _threads(config, device):
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/07c_train.ipynb #f2bcbb6c
-def _trainer(run, config, dataset, device) -> Trainer:
+# %% ../nbs/07c_train.ipynb #8bd28da5
+def _trainer(run, config, dataset, device, about) -> Trainer:
     "A trainer at the run's last checkpoint, or at its beginning."
     trainer = Trainer(config, dataset, device)
     if run.checkpoint_folders() or (run.path/"last").exists():
         if load_tokenizer(run.path/"tokenizer.json") != dataset.tokenizer:
             raise RunError(f"The run {run.name!r} learned with another vocabulary than this text now has; give the text as it was, or start a new run.")
         trainer.load(run.checkpoint()); _keep_best(run, trainer)
-    about = run.about | dict(config=json.loads(config.to_json()), parameters=trainer.model.num_parameters(), device=_device_name(device))
+    about = run.about | about | dict(config=json.loads(config.to_json()), parameters=trainer.model.num_parameters(), device=_device_name(device))
     write_whole(run.path/"config.json", json.dumps(about, indent=2))
     dataset.tokenizer.save(run.path/"tokenizer.json")
-    run.forget_after(trainer.evaluated)
+    run.forget_after(trainer.step, trainer.evaluated)
     run.set_status("running", step=trainer.step)
     return trainer
 
@@ -77,22 +99,28 @@ def _keep_best(run, trainer):
     about = [read_json(run.path/which/"checkpoint.json") for which in ("last", "best")]
     if about[0].get("val_loss") == trainer.best and about[0].get("step") != about[1].get("step"): run.tidy("last"); run.link_checkpoint()
 
-# %% ../nbs/07c_train.ipynb #f1403d2e
-def _loop(run, trainer, show):
+# %% ../nbs/07c_train.ipynb #9e43d8c0
+def _loop(run, trainer, show, tracking, on_estimate):
     "Say what begins, train, say how it ended."
     c, d = trainer.config, trainer.dataset
-    show(f"run {run.path}: {trainer.model.num_parameters():,} parameters on {run.about['device']}, {str(trainer.dtype).removeprefix('torch.')}")
+    here, there = Path.cwd(), run.path.resolve()
+    show(f"run {there.relative_to(here) if there.is_relative_to(here) else run.path}: {trainer.model.num_parameters():,} parameters on {run.about['device']}, {str(trainer.dtype).removeprefix('torch.')}")
     show(f"text: {d.corpus.name}, {len(d.train) + len(d.val):,} tokens, vocabulary of {d.tokenizer.vocab_size}")
     if d.corpus.note: show(f"      {d.corpus.note}")
     if not c.eval_iters and len(d.val) > EVAL_TOKENS: show(f"      losses are estimated over {EVAL_TOKENS:,} tokens of each split")
     if c.compile: trainer.compile(show)
     if trainer.step: show(f"going on from step {trainer.step}")
     show(COLUMNS)
-    with StopRequest() as stop: state = Loop(trainer, run, show, stop).go()
-    run.set_status(state, step=trainer.step, signal=stop.signal)
-    show(f"{state} at step {trainer.step} of {c.max_iters}, best val loss {trainer.best:.4f}, {trainer.seconds:.0f} s")
+    with StopRequest() as stop:
+        loop = Loop(trainer, run, show, stop, on_estimate, tracking.news)
+        state = loop.go()
+    why = dict(reason=str(loop.reason)) if loop.reason else {}
+    run.set_status(state, signal=stop.signal, **loop.standing(), **why)
+    show(f"{state} at step {trainer.step} of {c.max_iters}{f' ({loop.reason})' if why else ''}, best val loss {trainer.best:.4f}, {trainer.seconds:.0f} s")
+    tracking.finish()
+    for sentence in tracking.news(): show(sentence)
 
-# %% ../nbs/07c_train.ipynb #db0f6b4d
+# %% ../nbs/07c_train.ipynb #579afd68
 @contextlib.contextmanager
 def _explained(run):
     "Mark the run failed and say why, if the block fails."
@@ -100,14 +128,16 @@ def _explained(run):
     except BaseException as e:
         error = _explain(run, e)
         state = "stopped" if isinstance(e, KeyboardInterrupt) else "failed"
-        ours = run.status.get("state") == "running" and run.status.get("pid") == os.getpid()
+        said = run.status
+        ours = said.get("state") == "starting" or said.get("state") == "running" and said.get("pid") == os.getpid()
         with contextlib.suppress(OSError):
-            if ours: run.set_status(state, error=str(error) or repr(error), step=_last_step(run))
+            if ours: run.set_status(state, error=str(error) or repr(error), step=_last_step(run), **_signal(e))
         if error is e: raise
         raise error from e
 
-# %% ../nbs/07c_train.ipynb #a1fd6814
+# %% ../nbs/07c_train.ipynb #8c0c39c0
 def _last_step(run): return max((r["step"] for r in run.metrics()), default=0)
+def _signal(e): return dict(signal=int(signal.SIGINT)) if isinstance(e, KeyboardInterrupt) else {}
 
 # %% ../nbs/07c_train.ipynb #4626cc60
 def _explain(run, e):
@@ -152,15 +182,15 @@ def _device_name(device:torch.device) -> str:
     n = torch.get_num_threads()
     return f"cpu, {n} thread{'s' * (n > 1)}" if device.type == "cpu" else device.type
 
-# %% ../nbs/07c_train.ipynb #90aefd56
+# %% ../nbs/07c_train.ipynb #418dc69f
 def train_from_args(args) -> int: # TrainArgs
     "Train as the command line says; the exit code is 0, or 128 and the number of the signal that stopped it."
     config = args.config
     if args.resume is not None:
         run = find_run(args.resume, args.runs_dir)
         config = run.config.replace(**{k: getattr(args.config, k) for k in args.given - {"preset"}})
-        run = train(config, resume=run)
-    else: run = train(_suited(args), name=args.name, runs_dir=args.runs_dir)
+        run = train(config, resume=run, wandb=args.wandb, artifact=args.artifact)
+    else: run = train(_suited(args), name=args.name, runs_dir=args.runs_dir, wandb=args.wandb, artifact=args.artifact)
     return last_words(run)
 
 # %% ../nbs/07c_train.ipynb #1a28a81e
@@ -170,24 +200,18 @@ def _suited(args) -> NanoGPTConfig: # TrainArgs
     print(f"nanogpt: there is a GPU here that torch {torch.__version__} cannot use; training the preset cpu on the CPU instead.", file=sys.stderr)
     return NanoGPTConfig.preset("cpu").replace(**{k: getattr(args.config, k) for k in args.given})
 
-# %% ../nbs/07c_train.ipynb #baf9de0f
+# %% ../nbs/07c_train.ipynb #c64b5b7c
 def last_words(run:Run) -> int:
     "Show what the model writes and what to type next; the exit code."
     state, nanogpt = run.status, _command()
     where = "" if run.path.parent == Path("runs") else f" --runs-dir {shlex.quote(str(run.path.parent))}"
-    if state["state"] == "finished" and _last_sample(run): print(f"\n{_last_sample(run)}\n")
+    if state["state"] == "finished" and run.samples(): print(f"\n{run.samples()[-1][1].strip()}\n")
     prompt = ' --prompt "ROMEO:"' if run.about["corpus"]["name"] == "tinyshakespeare" else ""
     if state["state"] == "finished": print(f"more text:     {nanogpt} sample {run.name}{where}{prompt}")
     longer = f" --max-iters {2 * run.config.max_iters}" if state["state"] == "finished" else ""
     print(f"go on:         {nanogpt} train --resume {run.name}{where}{longer}")
     print(f"all runs:      {nanogpt} runs{where}")
     return 0 if state["state"] == "finished" else 128 + (state.get("signal") or signal.SIGINT)
-
-# %% ../nbs/07c_train.ipynb #583696c7
-def _last_sample(run:Run) -> str:
-    "The newest text in samples.txt."
-    path = run.path/"samples.txt"
-    return path.read_text(encoding="utf-8").rpartition("--- step ")[2].partition("\n")[2].strip() if path.exists() else ""
 
 # %% ../nbs/07c_train.ipynb #5a5860f5
 def _command() -> str:

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+os.environ["WANDB_MODE"] = "disabled"  # the tests of tracking say otherwise
+
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too; SLOW=1 does the same")

@@ -79,7 +79,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     config = CONFIG.replace(max_iters=last + 10)  # the schedule is constant: the length changes no step
     unkilled = folder.with_name(folder.name + "-unkilled")
     codes = [os.waitpid(fork(*args), 0)[1] for args in ((folder, config), (unkilled, config.replace(checkpoint_interval=0)))]
-    rows = [[{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second")} for r in Run(f).metrics()] for f in (folder, unkilled)]
+    rows = [[{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second", "utilisation")} for r in Run(f).metrics()] for f in (folder, unkilled)]
     weights = [[(Run(f).checkpoint(which) / "model.safetensors").read_bytes() for which in ("last", "best")] for f in (folder, unkilled)]
     print(json.dumps({"kills": seen, "codes": codes, "steps": config.max_iters, "rows equal": rows[0] == rows[1],
                       "weights equal": weights[0] == weights[1]}))  # fmt: skip

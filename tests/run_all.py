@@ -29,7 +29,7 @@ def notebooks(args, rest) -> tuple[int, int, int]:
     total = sum(not any(part[0] in "._" for part in path.parts) for path in inside)
     threads = max(1, (os.cpu_count() or 2) // 2)  # two notebooks at a time share the cores
     command = ["nbdev_test", "--n_workers", "2", "--do_print", "--timing", *(["--flags", "slow"] if args.slow else [])]
-    env = {"OMP_NUM_THREADS": str(threads), **os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    env = {"OMP_NUM_THREADS": str(threads), "WANDB_MODE": "disabled", **os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         said = ""
         for line in process.stdout:
@@ -62,7 +62,9 @@ class Count:
 def tests(args, rest) -> tuple[int, int, int]:
     "pytest: passed, failed, skipped."
     count = Count()
-    code = pytest.main(["-q", *(["--slow"] if args.slow else []), *rest], plugins=[count])
+    together = any(word in ("-s", "--pdb") or word.startswith("-n") for word in rest)
+    apart = [] if together else ["-n", "2", "--dist", "loadfile"]  # most tests wait for processes: two at a time
+    code = pytest.main(["-q", *apart, *(["--slow"] if args.slow else []), *rest], plugins=[count])
     failed = len(count.failed) or int(code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED))
     return len(count.passed - count.failed), failed, len(count.skipped - count.failed)
 

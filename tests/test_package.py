@@ -193,10 +193,10 @@ class TestNotebook:
 
 # The floors of the house
 
-LAZY = "wandb paramiko matplotlib tqdm rich pooch tokenizers plotille".split()
+LAZY = "wandb paramiko matplotlib tqdm rich pooch tokenizers plotille pandas optuna".split()
 NEVER = "fastcore nbdev execnb IPython ipywidgets jupyterlab".split()
 HEAVY = ["torch", "numpy", *LAZY]
-STDLIB_ONLY = ("nanogpt_nb.config", "nanogpt_nb.runs")
+STDLIB_ONLY = tuple(f"nanogpt_nb.{m}" for m in "config checkpoints runs where history compare track view faces watch guard launch controls".split())
 
 
 def loaded(statement: str) -> set[str]:

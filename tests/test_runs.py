@@ -10,11 +10,11 @@ import sys
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_nb.config import NanoGPTConfig
-from nanogpt_nb.runs import Run, RunError, compare, find_run, list_runs
+from nanogpt_nb.runs import Run, RunError, find_run, list_runs
 
 CONFIG = NanoGPTConfig.preset("tiny")
 
@@ -68,6 +68,7 @@ def test_many_begin_in_the_same_second(runs_dir):
     assert len(found) == 8 and {r.name for r in list_runs(runs_dir)} == found
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_metrics_cut_anywhere_keep_their_whole_lines(data):
     import tempfile
@@ -218,7 +219,6 @@ def test_broken_files_of_one_run_do_not_hide_the_others(runs_dir):
     (bad.path / "status.json").write_text("")
     rows = {r["name"]: r for r in (run.summary() for run in list_runs(runs_dir))}
     assert set(rows) == {"good", "bad"} and rows["bad"]["state"] == "unknown"
-    assert "good" in list_runs(runs_dir)._repr_html_()
     with pytest.raises(RunError, match="not a run folder"):
         bad.config  # noqa: B018 (reading it is the test)
 
@@ -236,20 +236,7 @@ def test_garbage_in_one_run_is_passed_over(file, garbage, runs_dir):
     assert rows["good"]["val_loss"] == 4.0 and rows["bad"]["val_loss"] is None
     json.dumps(list(rows.values()), allow_nan=False)
     bad.forget_after(0)
-    assert "good" in list_runs(runs_dir)._repr_html_()
-
-
-def test_the_table_escapes_names(runs_dir):
-    Run.create(CONFIG, "a", runs_dir, host="<script>")
-    assert "<script>" not in list_runs(runs_dir)._repr_html_()
-
-
-def test_compare_shows_what_differs(runs_dir):
-    a, b = Run.create(CONFIG, "a", runs_dir), Run.create(CONFIG.replace(n_layer=3, seed=2), "b", runs_dir)
-    a.append(dict(step=0, val_loss=4.0))
-    found = compare([a, b])
-    assert found["settings"] == {"n_layer": [2, 3], "seed": [1337, 2]}
-    assert found["curves"] == {"a": [(0, 4.0)], "b": []}
+    assert "good" in [run.name for run in list_runs(runs_dir)] and all(run.summary()["name"] for run in list_runs(runs_dir))
 
 
 def test_importing_it_needs_only_the_standard_library():
