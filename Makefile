@@ -19,7 +19,7 @@ help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target does; do printf '  %-16s %s\n' "$$target" "$$does"; done
 
 train: $(VENV)/.base ## train a GPT on tiny Shakespeare, with a preset that suits this machine (ARGS="--max-iters 100" ...)
-	@$(BIN)/nanogpt train $(ARGS) || [ $$? = 130 ] # stopped with Ctrl-C is no error
+	@$(BIN)/nanogpt train $(ARGS) || case $$? in 130|143) ;; *) exit 1;; esac # stopped is no error
 
 test: $(VENV)/.full ## lint, run the notebooks and the tests (SLOW=1: the slow ones too; ARGS="-k tokenizer": pytest's)
 	@$(IN_VENV) $(BIN)/python tests/run_all.py $(if $(filter-out 0,$(SLOW)),--slow) $(ARGS)

@@ -198,7 +198,7 @@ def stop(args: StopArgs) -> int:
 
 def watch(args: WatchArgs) -> None:
     "Show a run until it has ended."
-    if not args.every > 0:
+    if not 0 < args.every <= 3600:
         raise ConfigError(f"--every {args.every:g} is no time; give the seconds between two looks, for instance --every 1.")
     from nanogpt_nb.watch import watch
 

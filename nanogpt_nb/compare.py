@@ -6,13 +6,13 @@
 __all__ = ['AXES', 'LINES', 'MARKS', 'STYLES', 'GREY', 'HEADS', 'labels', 'price_of', 'rows_of', 'what_differs', 'result',
            'Comparison', 'compare', 'draw', 'grids', 'draw_curves', 'side_by_side']
 
-# %% ../nbs/06e_compare.ipynb #c0dab568
+# %% ../nbs/06e_compare.ipynb #3a90bd8b
 import base64, io, shutil, sys, warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from .config import ConfigError, patch
+from .config import ConfigError, NanoGPTError, need, patch
 from .history import RunTable, cell, clean, data_frame, grid, width_of, write_csv
 from .runs import Run, find_run
 from .where import NUMBERS, SETTINGS, read_row
@@ -100,8 +100,8 @@ def _check(x, price):
     if price is not None and (isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < 1e6):
         raise ConfigError(f"price_per_hour={price!r} is not a price; give US dollars an hour, at least 0.")
 
-# %% ../nbs/06e_compare.ipynb #19f1d47f
-LINES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")             # Okabe and Ito's, that show on black and white
+# %% ../nbs/06e_compare.ipynb #ce92a398
+LINES = ("#0072B2", "#BF8600", "#00916A", "#C84400", "#CC79A7", "#3D9BD6")             # Okabe and Ito's, some darker: 3 to 1 on black and on white
 MARKS, STYLES, GREY = "osD^vP", ("-", "--", "-.", ":"), "#808080"
 
 def draw(curves:dict[str, list[tuple[float, float]]], ax, x:str="steps"):
@@ -130,11 +130,12 @@ def _quiet_axes(ax):
     for side, spine in ax.spines.items(): spine.set_color(GREY); spine.set_visible(side in ("left", "bottom"))
     for words in (ax.xaxis.label, ax.yaxis.label): words.set_color(GREY)
 
-# %% ../nbs/06e_compare.ipynb #8abb4cad
+# %% ../nbs/06e_compare.ipynb #c23a4233
 @patch
 def plot(self:Comparison, ax=None): # matplotlib's axes to draw on; None: a figure of its own
     "The curves as a matplotlib figure."
     if ax is not None: draw(self.curves, ax, self.x); return ax.figure
+    need("matplotlib", "The picture")
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6 + 1.6 * _legend_columns(self.curves), 3.5), dpi=110, layout="constrained", facecolor="none")
     ax = figure.subplots()
@@ -246,7 +247,7 @@ def __repr__(self:Comparison) -> str:
     width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
     return self.text(width or 100, picture=width is not None)
 
-# %% ../nbs/06e_compare.ipynb #25349cc3
+# %% ../nbs/06e_compare.ipynb #bbf2f1c4
 def _table(called, results, settings) -> str:
     line = lambda head, cells: f'<tr><th scope="row" style="text-align:left">{escape(head)}</th>{"".join(f"<td>{escape(c)}</td>" for c in cells)}</tr>'
     part = lambda values, heads={}: "".join(line(heads.get(k, k), [_shown(k, o) for o in v]) for k, v in values.items() if any(o is not None for o in v))
@@ -254,17 +255,20 @@ def _table(called, results, settings) -> str:
     same = "" if settings else line("settings", ["the same"] * len(called))
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{part(results, HEADS)}{same}{part(settings)}</tbody></table>"
 
+def _image(compared) -> str:
+    told = escape(compared.describe(), quote=True)
+    try: return f'<img alt="{told}" src="data:image/png;base64,{base64.b64encode(_png(compared.plot())).decode()}">' if any(compared.curves.values()) else f"<p>{told}</p>"
+    except NanoGPTError as e: return f"<p>{told}</p><p>{escape(str(e))}</p>"       # of what is not installed
+
 def _texts(samples) -> str:
     one = lambda label, step, text: (f'<div style="flex:1 1 18em;min-width:0"><b>{escape(label)}</b>, step {step}'
                                      f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;margin:.4em 0">{escape(str(_plain_text(text, 40)))}</pre></div>')
     return f'<div style="display:flex;flex-wrap:wrap;gap:1.5em">{"".join(one(label, *o) for label, o in samples.items())}</div>'
 
-# %% ../nbs/06e_compare.ipynb #5330fbb4
+# %% ../nbs/06e_compare.ipynb #f5aeaaf2
 @patch
 def _repr_html_(self:Comparison) -> str:
-    told = escape(self.describe(), quote=True)
-    picture = f'<img alt="{told}" src="data:image/png;base64,{base64.b64encode(_png(self.plot())).decode()}">' if any(self.curves.values()) else f"<p>{told}</p>"
-    return f'{picture}<div style="overflow-x:auto">{_table(self.labels, self.results, self.settings)}</div>{_texts(self.samples)}'
+    return f'{_image(self)}<div style="overflow-x:auto">{_table(self.labels, self.results, self.settings)}</div>{_texts(self.samples)}'
 
 # %% ../nbs/06e_compare.ipynb #c9783946
 @patch

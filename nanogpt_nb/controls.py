@@ -6,14 +6,14 @@
 __all__ = ['answer_at_once', 'in_background', 'server_of_kernel', 'folder_link', 'file_manager', 'wandb_link', 'Controls',
            'Stream', 'controls']
 
-# %% ../nbs/10c_controls.ipynb #6a883076
+# %% ../nbs/10c_controls.ipynb #0caafd7e
 import contextlib, os, shutil, subprocess, sys, threading, time
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 from .config import NanoGPTError, patch
 from .launch import GOING, stop
-from .runs import Run, find_run, read_json
+from .runs import Run, RunError, find_run, read_json
 from .view import in_notebook
 
 # %% ../nbs/10c_controls.ipynb #994f11e4
@@ -128,11 +128,12 @@ def sample_clicked(self:Controls, *_):
 # %% ../nbs/10c_controls.ipynb #0264e05f
 class _Enough(Exception): "The reader has seen enough."
 
-# %% ../nbs/10c_controls.ipynb #618d1b55
+# %% ../nbs/10c_controls.ipynb #b0e9d637
 @patch
 def _write(self:Controls, prompt:str):
     "Write into the box; what goes wrong is told in a sentence."
     try:
+        if not self.run.checkpoint_folders(): raise RunError(self.no_checkpoint())
         from nanogpt_nb.sample import sample
         shown, step = Stream(self.text, self.enough), read_json(self.run.path/"last"/"checkpoint.json").get("step")
         sample(self.run, prompt, self.tokens, checkpoint="last", device="cpu", show=shown)
@@ -143,6 +144,14 @@ def _write(self:Controls, prompt:str):
     finally:
         self.sample.description, self.sample.icon = "Sample now", "pencil"
         if not self.text.value: self.text.layout.display = "none"
+
+# %% ../nbs/10c_controls.ipynb #02efe97b
+@patch
+def no_checkpoint(self:Controls) -> str:
+    "What to do until there is a checkpoint."
+    going, name = self.run.state in GOING, self.run.name
+    todo = "wait for the first estimate of the loss, and try again" if going else f"train it with launch(resume={name!r})"
+    return f"The run {name!r} has no checkpoint to write with yet; {todo}."
 
 # %% ../nbs/10c_controls.ipynb #05df48a6
 class Stream:

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Panel', 'explore']
 
-# %% ../nbs/11d_explore.ipynb #910ce66a
+# %% ../nbs/11d_explore.ipynb #a4038dde
 import atexit, base64, contextlib, threading, time, weakref
 from concurrent.futures import Future, wait
 from html import escape
 from .config import ConfigError, NanoGPTError, patch
 from .anatomy import attention_text, embedding_text, farthest, habit
+from .faces import as_text
 from .portrait import MOST_POINTS, bars_html, embedding_svg, map_svg, map_thumb, scale_html
 from .playground import Playground
 
@@ -137,7 +138,7 @@ def on_layer(self:Panel, *_):
     self.play.layer = self.layer.value; self.on_head(self.play.head)
     for h, m in enumerate(self.play.look()[1][self.play.layer]): self.thumbs[h].value = map_thumb(m, f"layer {self.play.layer}, head {h}")
 
-# %% ../nbs/11d_explore.ipynb #316a1646
+# %% ../nbs/11d_explore.ipynb #3cf3ca37
 @patch
 def on_head(self:Panel, head:int):
     "Draw a head in large."
@@ -145,12 +146,9 @@ def on_head(self:Panel, head:int):
     for h, button in enumerate(self.heads): button.button_style = "primary" if h == head else ""
     labels, maps, _ = self.play.look()
     m, name = maps[self.play.layer, head], f"layer {self.play.layer}, head {head}"
-    self.large.value = f'<div style="line-height:1.5"><b>{name}</b>: {habit(m)}</div>{map_svg(m, labels, name)}{_as_text(attention_text(m, labels))}'
+    self.large.value = f'<div style="line-height:1.5"><b>{name}</b>: {habit(m)}</div>{map_svg(m, labels, name)}{as_text(attention_text(m, labels))}'
 
-# %% ../nbs/11d_explore.ipynb #fe272bf4
-def _as_text(text): return f'<details style="margin-top:6px"><summary style="cursor:pointer">As text</summary><pre style="line-height:1.35">{escape(text)}</pre></details>'
-
-# %% ../nbs/11d_explore.ipynb #1de5d3ff
+# %% ../nbs/11d_explore.ipynb #77ba5263
 @patch
 @_told
 def on_tab(self:Panel, *_):
@@ -158,7 +156,7 @@ def on_tab(self:Panel, *_):
     if self.tabs.selected_index != 1 or self.points.value: return
     at, share, labels, kinds = self.play.embedding()
     far = farthest(at, MOST_POINTS)
-    self.points.value = embedding_svg(at, share, labels, kinds) + _as_text(embedding_text(at[far], [labels[i] for i in far]))
+    self.points.value = embedding_svg(at, share, labels, kinds) + as_text(embedding_text(at[far], [labels[i] for i in far]))
 
 # %% ../nbs/11d_explore.ipynb #a07840e6
 _writing = weakref.WeakKeyDictionary()                                           # threads that write, and what stops them
@@ -217,11 +215,13 @@ def _apart(f) -> Future:
     threading.Thread(target=go, daemon=True).start()
     return future
 
-# %% ../nbs/11d_explore.ipynb #33c556e8
+# %% ../nbs/11d_explore.ipynb #30a869c7
 @patch
 def _repr_mimebundle_(self:Playground, include=None, exclude=None) -> dict:
     "The forms in which a notebook can show it."
-    forms = {"text/plain": repr(self), "image/png": base64.b64encode(self.picture()).decode()}
+    forms = {"text/plain": repr(self)}
+    try: forms["image/png"] = base64.b64encode(self.picture()).decode()
+    except NanoGPTError as e: return {"text/plain": f"{forms['text/plain']}\n\n{e}"}   # of what is not installed
     with contextlib.suppress(ImportError):
         import ipywidgets
         if "panel" not in self.__dict__: self.panel = _apart(lambda: Panel(self)).result(); self.panel.on_write()

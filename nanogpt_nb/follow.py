@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['POLL', 'main', 'follow']
 
-# %% ../nbs/09d_follow.ipynb #5f80d346
+# %% ../nbs/09d_follow.ipynb #68f1b5f8
 import argparse, contextlib, os, shutil, signal, sys, threading, time, traceback
 from pathlib import Path
-from .backlog import Refused, alone, cure, server_has, short
+from .backlog import Refused, alone, aside, cure, server_has, short
 from .config import patch
 from .runs import Run
 from .tell import Follower
-from .track import PATIENCE, can_log_in, later
+from .track import BUSY, PATIENCE, can_log_in, later
 
 # %% ../nbs/09d_follow.ipynb #c4093f7b
 @patch
@@ -98,11 +98,14 @@ def go(self:Follower) -> int:
     while self._lacking() and time.monotonic() < until: self._once_more(state)
     return self._last_words()
 
-# %% ../nbs/09d_follow.ipynb #54162b13
+# %% ../nbs/09d_follow.ipynb #f8f7e024
 @patch
 def _leave(self:Follower) -> int:
-    "End without a folder, leaving nothing where it was."
+    "End without a folder, leaving nothing where it was; or without its config.json, leaving all."
     self.wb.finish(exit_code=1); sys.modules["wandb"].teardown()
+    if (self.run.path/"metrics.jsonl").exists():
+        self.tell(f"{self.run.path/'config.json'} is missing, so W&B is told no more; training is not affected, and with that file in its place {later(self.run)}.")
+        return 1
     shutil.rmtree(self.run.path/"wandb", ignore_errors=True)
     with contextlib.suppress(OSError): self.run.path.rmdir()
     return 1
@@ -160,7 +163,7 @@ def _args(argv) -> dict:
     p.add_argument("--artifact", action="store_true"); p.add_argument("--sync", action="store_true")
     return vars(p.parse_args(argv))
 
-# %% ../nbs/09d_follow.ipynb #a4e898f2
+# %% ../nbs/09d_follow.ipynb #ba2dd735
 def main(argv:list[str]|None=None) -> int:
     "`python -m nanogpt_nb.follow RUN`: tell W&B of a run."
     args = _args(argv)
@@ -171,9 +174,9 @@ def main(argv:list[str]|None=None) -> int:
     sys.argv, sys.stdout = ["nanogpt train"], open(os.devnull, "w")                # what W&B shows as the command; what it hears need nobody else
     try:
         with alone(run, 5. if args["sync"] else float("inf")): return follow(Follower(run, **args))
-    except Refused as e: os.write(2, f"{e}\n".encode()); return 1
+    except Refused as e: aside(f"{e}\n"); return BUSY
 
-# %% ../nbs/09d_follow.ipynb #149cf4bd
+# %% ../nbs/09d_follow.ipynb #f6f47808
 def follow(follower:Follower) -> int:
     "Import wandb and follow, with what goes wrong put into a sentence."
     try:
@@ -181,7 +184,7 @@ def follow(follower:Follower) -> int:
         return follower.go()
     except (Exception, SystemExit) as e:
         if isinstance(e, SystemExit) and e.code in (0, 1): return e.code
-        os.write(2, traceback.format_exc().encode())
+        aside(traceback.format_exc())
         follower.tell(f"{cure(e)}; training is not affected, and after that {later(follower.run)}.", error=cure(e))
         return 1
 

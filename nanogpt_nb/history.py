@@ -210,13 +210,14 @@ def _repr_html_(self:RunTable) -> str:
     body = "\n".join("<tr>" + "".join(_td(name, row.get(name), name in numbers) for name in self.columns) + "</tr>" for row in self.rows)
     return f'{_STYLE}<div class="nanogpt-box"><table class="nanogpt-runs"><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table></div>{_SCRIPT}'
 
-# %% ../nbs/06d_history.ipynb #55014d6f
+# %% ../nbs/06d_history.ipynb #39e2b73c
 def write_csv(rows:list[dict], path:str|Path|None=None, # None: return the text
               head:Iterable[str]=()) -> str|None: # columns that come first
     "`rows` as CSV, with all keys that any of them has."
     out = io.StringIO()
     w = csv.DictWriter(out, list(dict.fromkeys([*head, *(k for row in rows for k in row)])), lineterminator="\n")
-    w.writeheader(); w.writerows(rows)
+    plain = lambda v: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@\t\r" and v else v   # no formula for a spreadsheet
+    w.writeheader(); w.writerows({k: plain(v) for k, v in row.items()} for row in rows)
     if path is None: return out.getvalue()
     Path(path).write_text(out.getvalue(), encoding="utf-8", errors="replace")
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['launch', 'wait', 'stop', 'launch_from_args', 'stop_from_args']
 
-# %% ../nbs/30b_launch.ipynb #afd6d393
+# %% ../nbs/30b_launch.ipynb #80e658b9
 import os, shlex, signal, socket, subprocess, sys, threading, time
 from pathlib import Path
 from .config import ConfigError, NanoGPTConfig, preset_for
 from .corpus import open_corpus
-from .guard import GOING, holder, last_line, trains, words_for
-from .runs import Run, RunError, find_run, list_runs
+from .guard import GOING, environment, holder, last_line, trains, words_for
+from .runs import Run, RunError, command, find_run, list_runs
 
 # %% ../nbs/30b_launch.ipynb #84cf9e32
 def launch(config:NanoGPTConfig|None=None, # None: the preset that suits this machine, or the run that is resumed
@@ -61,12 +61,12 @@ def _start(run:Run, words:list[str], new:bool=False) -> Run:
             raise RunError(f"A process for the run {run.name!r} {why}; end others, or call train in this one.") from None
     return run
 
-# %% ../nbs/30b_launch.ipynb #f6055b27
+# %% ../nbs/30b_launch.ipynb #a9cbf967
 def _start_guard(run, words):
     "Start a guardian in a session of its own, and wait for its word that the trainer is under way."
     own = dict(start_new_session=True) if os.name != "nt" else dict(creationflags=0x208)     # DETACHED_PROCESS, a group of its own
-    command = [sys.executable, "-m", "nanogpt_nb.guard", str(run.path.resolve()), *words]
-    with open(run.path/"launch.log", "ab") as log: p = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, **own)
+    words = [sys.executable, "-m", "nanogpt_nb.guard", str(run.path.resolve()), *words]
+    with open(run.path/"launch.log", "ab") as log: p = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment(), **own)
     with p.stdout: ready = p.stdout.readline()
     if os.name != "nt": p.wait()
     if not ready: raise OSError(last_line(run))
@@ -153,15 +153,22 @@ def _send(run, pid):
         signal.pidfd_send_signal(fd, signal.SIGTERM)
     finally: os.close(fd)
 
-# %% ../nbs/30b_launch.ipynb #f715d3a9
+# %% ../nbs/30b_launch.ipynb #3dcb9c43
 def _ask_here(run) -> int:
     "Interrupt a `train` in the main thread of this process."
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() or not _in_main(run):
         raise RunError(f"The run {run.name!r} is being trained in a thread of this process, which no signal reaches; use launch for runs that can be stopped.")
     os.kill(os.getpid(), signal.SIGINT)
     return os.getpid()
 
-# %% ../nbs/30b_launch.ipynb #8fd7d5b0
+# %% ../nbs/30b_launch.ipynb #2eb35645
+def _in_main(run) -> bool:
+    "Whether the main thread is inside `train` for a run."
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    while frame and not (frame.f_globals.get("__name__") == "nanogpt_nb.train" and frame.f_locals.get("run") == run): frame = frame.f_back
+    return frame is not None
+
+# %% ../nbs/30b_launch.ipynb #9e76d1f7
 def launch_from_args(args) -> int: # TrainArgs
     "Launch as the command line says, and tell what to type next."
     run, config = None, args.config
@@ -170,18 +177,18 @@ def launch_from_args(args) -> int: # TrainArgs
         config = run.config.replace(**{k: getattr(args.config, k) for k in args.given - {"preset"}})
     run = launch(config, args.name, args.runs_dir, run, args.wandb, args.artifact)
     print(f"run {run.path}: started as process {run.status['pid']}")
-    print(f"look at it:    nanogpt watch {_called(run)}\nstop it:       nanogpt stop {_called(run)}")
+    print(f"look at it:    {command()} watch {_called(run)}\nstop it:       {command()} stop {_called(run)}")
     return 0
 
-# %% ../nbs/30b_launch.ipynb #06f27c4a
+# %% ../nbs/30b_launch.ipynb #82e4b9b6
 def _called(run) -> str:
     "What to type for a run."
-    return run.name + ("" if run.path.parent == Path("runs") else f" --runs-dir {shlex.quote(str(run.path.parent))}")
+    return shlex.quote(run.name) + ("" if run.path.parent == Path("runs") else f" --runs-dir {shlex.quote(str(run.path.parent))}")
 
-# %% ../nbs/30b_launch.ipynb #db8f2407
+# %% ../nbs/30b_launch.ipynb #c5cb09be
 def stop_from_args(args) -> int: # with run, wait and runs_dir
     "Stop a run as the command line says, and tell how to go on."
     run = stop(args.run, args.wait, args.runs_dir)
     print(f"run {run.path}: " + (f"{run.state} at step {run.status.get('step', 0)}" if args.wait else "asked to stop"))
-    print(f"go on:         nanogpt launch --resume {_called(run)}")
+    print(f"go on:         {command()} launch --resume {_called(run)}")
     return 0

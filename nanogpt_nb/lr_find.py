@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ramp', 'steps_at', 'smooth', 'steepest', 'LRFind', 'lr_find']
 
-# %% ../nbs/13_lr_find.ipynb #c1f85758
+# %% ../nbs/13_lr_find.ipynb #d4ea3dbd
 import contextlib, math, sys
 import torch
-from .config import ConfigError, NanoGPTConfig, preset_for
+from .config import ConfigError, NanoGPTConfig, need, preset_for
 from .data import get_batch, load_dataset
 from .optim import set_lr
 from .pictures import BLUE, GREY, VERMILLION, Picture, axes
@@ -23,18 +23,21 @@ def ramp(start:float, end:float, steps:int) -> list[float]:
     if type(steps) is not int or steps < 20: raise ConfigError(f"steps={steps!r} is too short a test; give a whole number from 20.")
     return [start * (end / start)**(i / (steps - 1)) for i in range(steps)]
 
-# %% ../nbs/13_lr_find.ipynb #6f310355
+# %% ../nbs/13_lr_find.ipynb #b6462523
 def steps_at(trainer:Trainer, rates): # learning rates, one a step
     "The loss before each step, while the rates rise."
     c = trainer.config
     for rate in rates:
         set_lr(trainer.optimizers, rate / c.learning_rate)
-        x, y = get_batch(trainer.dataset.train, c.batch_size, c.block_size, trainer.device, trainer.batches)   # 2 of (B, T)
-        with trainer.autocast(): loss = trainer.forward(x, y)[1]
-        loss.backward()
+        total = 0.
+        for _ in range(c.gradient_accumulation_steps):
+            x, y = get_batch(trainer.dataset.train, c.batch_size, c.block_size, trainer.device, trainer.batches)   # 2 of (B, T)
+            with trainer.autocast(): loss = trainer.forward(x, y)[1] / c.gradient_accumulation_steps
+            loss.backward()
+            total += loss.item()
         if c.grad_clip: torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), c.grad_clip)
         for o in trainer.optimizers: o.step(); o.zero_grad(set_to_none=True)
-        yield loss.item()
+        yield total
 
 # %% ../nbs/13_lr_find.ipynb #0c40c349
 def smooth(losses:list[float], beta:float=0.85) -> list[float]:
@@ -77,7 +80,7 @@ def _sentence(found:LRFind, base:NanoGPTConfig) -> str:
     said = " and ".join(f"{k}={v:g}" for k, v in _rates(base, found.suggestion).items())
     return f"Learning-rate range test: the loss falls fastest at {said} (steepest point {span})."
 
-# %% ../nbs/13_lr_find.ipynb #c9e5164e
+# %% ../nbs/13_lr_find.ipynb #66bfe176
 def _draw(found:LRFind, base:NanoGPTConfig, at:int|None):
     "The losses over the rates, the suggestion marked."
     figure, ax = axes()
@@ -89,13 +92,14 @@ def _draw(found:LRFind, base:NanoGPTConfig, at:int|None):
     low, high = min(found.smoothed), found.smoothed[0]
     ax.set_ylim(low - 0.15 * (high - low) - 0.05, high + 0.35 * (high - low) + 0.05)
     ax.set_xscale("log"); ax.set_xlabel("learning_rate (log)"); ax.set_ylabel("loss"); ax.grid(alpha=0.25)
-    ax.legend(fontsize=9, loc="lower left", framealpha=0.9)
+    ax.legend(fontsize=9, loc="lower left", frameon=False, labelcolor=GREY)
     return figure
 
-# %% ../nbs/13_lr_find.ipynb #3a7af955
+# %% ../nbs/13_lr_find.ipynb #9be33a2e
 def lr_find(config:NanoGPTConfig|None=None, # None: the preset that suits this machine
             start:float=1e-6, end:float=10., steps:int=100) -> LRFind: # first and last learning rate, and how many
     "A learning-rate range test (Smith, 2015): train for some steps while the rate rises, and see where the loss falls."
+    need("matplotlib", "The picture")
     if config is None: config = NanoGPTConfig.preset(preset_for(resolve_device().type))
     if not isinstance(config, NanoGPTConfig): raise ConfigError(f"config={config!r} is not a NanoGPTConfig; make one, for instance NanoGPTConfig.preset('cpu').")
     rates, device, dataset = ramp(start, end, steps), resolve_device(config.device), load_dataset(config)

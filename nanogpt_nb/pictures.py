@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'VERMILLION', 'GREY', 'loss_text', 'value_text', 'Picture', 'axes']
 
-# %% ../nbs/12c_pictures.ipynb #e51542e4
-import math
+# %% ../nbs/12c_pictures.ipynb #fa42f214
+import base64, math
 from html import escape
 from io import BytesIO
 from .checkpoints import RunError
 from .config import patch
+from .faces import as_text
 from .space import _HINTS, Dim
 from .study import Sweep, hushed
 
@@ -49,7 +50,7 @@ def to_pandas(self:Sweep): # -> pandas.DataFrame
     import pandas as pd
     return pd.DataFrame([{**{k: v for k, v in r.items() if k != "settings"}, **r["settings"]} for r in self.rows()])
 
-# %% ../nbs/12c_pictures.ipynb #c282c937
+# %% ../nbs/12c_pictures.ipynb #b4f17cc1
 class Picture:
     "A matplotlib figure with the sentence that says what it shows."
     def __init__(self, figure, text:str): self.figure, self.text = figure, text
@@ -58,19 +59,26 @@ class Picture:
 
     def _repr_png_(self):
         from PIL import Image
-        self.save(whole := BytesIO()); small = BytesIO()
-        Image.open(whole).convert("RGB").quantize(64).save(small, "png", optimize=True)   # a fifth of the size
+        self.figure.savefig(whole := BytesIO(), facecolor="none", bbox_inches="tight"); small = BytesIO()
+        Image.open(whole).convert("RGBA").quantize(64, Image.Quantize.FASTOCTREE).save(small, "png", optimize=True)   # a fifth of the size
         return small.getvalue()
 
-# %% ../nbs/12c_pictures.ipynb #b9e63729
-BLUE, ORANGE, VERMILLION, GREY = "#0072B2", "#E69F00", "#D55E00", "#777777"
+    def _ipython_display_(self):
+        from IPython.display import display
+        display({"image/png": base64.b64encode(self._repr_png_()).decode(), "text/plain": self.text}, raw=True)
+        display({"text/html": as_text(self.text)}, raw=True)
+
+# %% ../nbs/12c_pictures.ipynb #c798d6c9
+BLUE, ORANGE, VERMILLION, GREY = "#0072B2", "#BF8600", "#D55E00", "#808080"      # 3 to 1 on black and on white
 
 def axes(rows:int=1, columns:int=1, width:float=6, height:float=3.5, **kwargs): # inches
     "A new figure and its axes."
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="none")
     every = figure.subplots(rows, columns, **kwargs)
-    for ax in figure.axes: ax.spines[["top", "right"]].set_visible(False)
+    for ax in figure.axes:
+        ax.set_facecolor("none"); ax.tick_params(which="both", colors=GREY); ax.spines[:].set_color(GREY); ax.spines[["top", "right"]].set_visible(False)
+        for words in (ax.xaxis.label, ax.yaxis.label): words.set_color(GREY)
     return figure, every
 
 # %% ../nbs/12c_pictures.ipynb #293e95ef
@@ -108,12 +116,11 @@ def plot_parallel(self:Sweep) -> Picture:
     named = f", {rows[0]['run']} at {low:.4f}, with {_said(rows[0]['settings'])}"
     return Picture(figure, f"Parallel coordinates of {len(rows)} finished trials, val loss {low:.4f} to {high:.4f}; the best{named}.")
 
-# %% ../nbs/12c_pictures.ipynb #8765f309
+# %% ../nbs/12c_pictures.ipynb #49720cf5
 def _line(row, best, loss) -> dict:
     "How a trial's line is drawn; `loss` from 0 to 1."
-    from matplotlib import colormaps
     if row["run"] == best: return dict(color=VERMILLION, lw=2.5, marker="o", ms=5, zorder=3, label=f"best: {best}")
-    return dict(color=colormaps["cividis"](0.9 * loss), lw=1.2, alpha=0.85)
+    return dict(color=BLUE, lw=1.6 - 0.8 * loss, alpha=1 - 0.7 * loss)
 
 def _said(settings:dict) -> str: return ", ".join(f"{k}={value_text(v)}" for k, v in settings.items())
 
@@ -123,17 +130,17 @@ def _finished(sweep:Sweep, least:int=1) -> list[dict]:
     if len(rows) >= least: return rows
     raise RunError(f"The sweep {sweep.name!r} has {len(rows)} finished trials, and the picture needs {least}; go on with it first.")
 
-# %% ../nbs/12c_pictures.ipynb #4ad9937d
+# %% ../nbs/12c_pictures.ipynb #3e1dabc5
 def _parallel_axes(ax, dims, low, high):
     "An upright axis for each setting and for the loss, with values beside it."
     for x, d in enumerate(dims):
-        for v in d.ticks: ax.text(x - 0.04, d.place(v), value_text(v), ha="right", va="center", fontsize=8, bbox=dict(fc="white", ec="none", alpha=0.75, pad=0.8))
-    for i in range(4): ax.text(len(dims) + 0.04, i / 3, f"{low + (high - low) * i / 3:.3f}", ha="left", va="center", fontsize=8)
-    for x in range(len(dims) + 1): ax.axvline(x, color="black", lw=0.8)
+        for v in d.ticks: ax.text(x - 0.04, d.place(v), value_text(v), ha="right", va="center", fontsize=8, color="#333333", bbox=dict(fc="white", ec="none", alpha=0.75, pad=0.8))
+    for i in range(4): ax.text(len(dims) + 0.04, i / 3, f"{low + (high - low) * i / 3:.3f}", ha="left", va="center", fontsize=8, color=GREY)
+    for x in range(len(dims) + 1): ax.axvline(x, color=GREY, lw=0.8)
     ax.set_xticks(range(len(dims) + 1), [*(d.name + ("\n(log)" if d.log else "") for d in dims), "val loss"])
     ax.set_yticks([]); ax.set_ylim(-0.05, 1.05); ax.set_xlim(-0.35, len(dims) + 0.35)
     ax.spines[["left", "bottom"]].set_visible(False); ax.tick_params(length=0)
-    ax.figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
+    ax.figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False, labelcolor=GREY)
 
 # %% ../nbs/12c_pictures.ipynb #722c1ef7
 @patch
@@ -152,18 +159,18 @@ def importance(self:Sweep) -> dict[str, float]:
         part = max(0.1, min(0.5, 10 / len(copy.trials)))                           # at least ten trials are the better ones, or half
         return get_param_importances(copy, evaluator=PedAnovaImportanceEvaluator(target_quantile=part, evaluate_on_local=True))
 
-# %% ../nbs/12c_pictures.ipynb #d09ee176
+# %% ../nbs/12c_pictures.ipynb #07809ddd
 @patch
 def plot_importance(self:Sweep) -> Picture:
     "The importance of the settings as bars."
     parts = self.importance()
     figure, ax = axes(height=max(1.6, 0.45 * len(parts) + 0.9))
     bars = ax.barh(list(parts), list(parts.values()), color=BLUE)
-    ax.bar_label(bars, [f"{v:.2f}" for v in parts.values()], padding=3, fontsize=9)
+    ax.bar_label(bars, [f"{v:.2f}" for v in parts.values()], padding=3, fontsize=9, color=GREY)
     ax.invert_yaxis(); ax.set_xlim(0, 1.1 * max(parts.values())); ax.set_xlabel("importance (PED-ANOVA)")
     return Picture(figure, f"Importance: {', '.join(f'{k} {v:.2f}' for k, v in parts.items())}.")
 
-# %% ../nbs/12c_pictures.ipynb #79ef7154
+# %% ../nbs/12c_pictures.ipynb #e07dc433
 @patch
 def plot_slice(self:Sweep) -> Picture:
     "The loss over each setting."
@@ -173,7 +180,7 @@ def plot_slice(self:Sweep) -> Picture:
     for ax in list(every.flat)[len(dims):]: ax.set_visible(False)
     for ax, d in zip(every.flat, dims): _slice(ax, d, self.rows())
     for ax in every[:, 0]: ax.set_ylabel("val loss")
-    figure.legend(*every[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(*every[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False, labelcolor=GREY)
     return Picture(figure, f"The val loss of {len(rows)} finished trials over {', '.join(d.name for d in dims)}; the best, {rows[0]['run']}, has {_said(rows[0]['settings'])}.")
 
 # %% ../nbs/12c_pictures.ipynb #0b37b6af

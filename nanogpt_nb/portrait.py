@@ -6,11 +6,11 @@
 __all__ = ['MOST_POINTS', 'LOOKS', 'map_image', 'map_thumb', 'map_svg', 'scale_html', 'bars_html', 'place_labels',
            'embedding_svg', 'portrait']
 
-# %% ../nbs/11b_portrait.ipynb #9b958a45
+# %% ../nbs/11b_portrait.ipynb #cf48ef79
 import base64, io
 from html import escape
-import numpy as np
-import torch
+import numpy as np, torch
+from .config import need
 from .anatomy import KINDS, attention_maps, embedding_2d, farthest, habit, kind, next_logits, next_token_table, prompt_tokens, token_labels
 
 # %% ../nbs/11b_portrait.ipynb #c2623c6a
@@ -166,11 +166,12 @@ def _draw_embedding(ax, at, labels, kinds):
     ax.set(xlim=(0, _WIDE), ylim=(_HIGH, 0)); ax.set_axis_off(); ax.set_title("the embedding", loc="left")
     ax.legend(frameon=False, ncols=5, loc="upper left", bbox_to_anchor=(0, 0), handletextpad=0, columnspacing=1, fontsize=9)
 
-# %% ../nbs/11b_portrait.ipynb #3ed6b461
+# %% ../nbs/11b_portrait.ipynb #5515e5fc
 def portrait(model, tokenizer, prompt:str, text:str="", # what the model wrote after the prompt
              layer:int=0, head:int=0, **knobs) -> bytes: # temperature, top_k, top_p
     "Text, next tokens, an attention map and the embedding of a model, as a PNG."
     import warnings
+    need("matplotlib", "The picture")
     from matplotlib.figure import Figure
     idx, V = prompt_tokens(tokenizer, prompt)[:, -min(48, model.config.block_size):], range(tokenizer.vocab_size)
     m, labels = attention_maps(model, idx)[layer, head], token_labels(tokenizer, idx[0])

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FIGURES', 'SILENCE', 'Run', 'list_runs', 'find_run']
 
-# %% ../nbs/06b_runs.ipynb #5dd5f8b4
-import contextlib, difflib, json, math, os, re, shutil, socket, threading, time
+# %% ../nbs/06b_runs.ipynb #5c2c2302
+import contextlib, difflib, json, os, re, shutil, socket, threading, time
 from datetime import datetime, timezone
 from pathlib import Path
 from .config import NanoGPTConfig, patch, write_whole, sync_folder
-from .checkpoints import Checkpointed, RunError, git_commit, read_json, versions
+from .checkpoints import Checkpointed, RunError, command, git_commit, read_json, versions
 
 # %% ../nbs/06b_runs.ipynb #224891ce
 class Run(Checkpointed):
@@ -39,7 +39,7 @@ def create(cls:Run, config:NanoGPTConfig, name:str|None=None, runs_dir:str|Path=
         shutil.rmtree(new, ignore_errors=True)
         raise RunError(f"A run cannot be made in {runs_dir} ({e.strerror or e}); make room there, or give another --runs-dir.") from None
 
-# %% ../nbs/06b_runs.ipynb #43b6fd0d
+# %% ../nbs/06b_runs.ipynb #e42b7091
 def _move_in(new:Path, name:str|None, runs_dir:Path) -> Path:
     "Rename the folder `new` to the run's name, if that is free."
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -47,7 +47,7 @@ def _move_in(new:Path, name:str|None, runs_dir:Path) -> Path:
         if path.exists(): continue
         with contextlib.suppress(OSError): new.rename(path); sync_folder(runs_dir); return path
     shutil.rmtree(new, ignore_errors=True)
-    raise RunError(f"The run {name!r} exists already in {runs_dir}; choose another --name, or go on with it: nanogpt train --resume {name}.")
+    raise RunError(f"The run {name!r} exists already in {runs_dir}; choose another name, or go on with that one: nanogpt train --resume {name}.")
 
 # %% ../nbs/06b_runs.ipynb #5db5413f
 @patch
@@ -71,13 +71,13 @@ def metrics(self:Run) -> list[dict]:
     path = self.path/"metrics.jsonl"
     return [r for r in map(_row, path.read_bytes().split(b"\n")) if r] if path.exists() else []
 
-# %% ../nbs/06b_runs.ipynb #2b2b3980
+# %% ../nbs/06b_runs.ipynb #11c727e2
 def _row(line):
     "The numbers of a line, if it is an object with a step."
     with contextlib.suppress(ValueError, RecursionError):
         row = json.loads(line) if line.strip() else None
-        if isinstance(row, dict) and type(row.get("step")) is int:
-            return {k: v for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        if isinstance(row, dict) and type(row.get("step")) is int and abs(row["step"]) < 1 << 53:
+            return {k: v for k, v in row.items() if isinstance(v, (int, float)) and abs(v) < 1e300}
 
 # %% ../nbs/06b_runs.ipynb #dfcffe4e
 @patch
@@ -94,13 +94,13 @@ def forget_after(self:Run, step:int, # the step that training goes on from
     kept = [r for r in rows if r["step"] <= (known if "val_loss" in r else step)]
     if len(kept) < len(rows): write_whole(self.path/"metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
-# %% ../nbs/06b_runs.ipynb #1b0586f2
+# %% ../nbs/06b_runs.ipynb #290fe1bb
 @patch(as_prop=True)
 def status(self:Run) -> dict:
     "What the trainer last said of itself: state, pid, host, heartbeat, step, val_loss (the best), tokens_per_second, seconds."
     number = (int, float)
     types = dict(state=str, pid=int, host=str, heartbeat=number, step=int, val_loss=number, tokens_per_second=number, seconds=number)
-    fits = lambda k, v: isinstance(v, types.get(k, object)) and not (isinstance(v, float) and not math.isfinite(v))
+    fits = lambda k, v: isinstance(v, types.get(k, object)) and not (isinstance(v, number) and not abs(v) < 1e300)
     return {k: v for k, v in read_json(self.path/"status.json").items() if fits(k, v)}
 
 # %% ../nbs/06b_runs.ipynb #f6835cc6
@@ -134,13 +134,13 @@ def config(self:Run) -> NanoGPTConfig:
     "The hyperparameters of the run."
     return NanoGPTConfig.from_json(json.dumps(self.about["config"]))
 
-# %% ../nbs/06b_runs.ipynb #8ddb19cb
+# %% ../nbs/06b_runs.ipynb #fdd9f483
 @patch
 def samples(self:Run) -> list[tuple[int, str]]:
     "What samples.txt holds: (step, text), oldest first; a step that was done again counts once."
     try: text = (self.path/"samples.txt").read_text(encoding="utf-8", errors="replace")
     except OSError: return []
-    found = re.split(r"^--- step (\d+)\n", text, flags=re.M)[1:]
+    found = re.split(r"^--- step (\d{1,15})\n", text, flags=re.M)[1:]
     return sorted({int(step): text.rstrip("\n") for step, text in zip(found[::2], found[1::2])}.items())
 
 # %% ../nbs/06b_runs.ipynb #6261a179

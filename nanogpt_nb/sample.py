@@ -6,7 +6,7 @@
 __all__ = ['next_probs', 'KVCache', 'stream', 'generate', 'load_model', 'resolve_device', 'pieces', 'sample', 'read_prompt',
            'sample_from_args']
 
-# %% ../nbs/08_sample.ipynb #003624d4
+# %% ../nbs/08_sample.ipynb #8e246f2d
 import sys
 from pathlib import Path
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .config import NanoGPTConfig, ConfigError
 from .gpt import GPT
 from .bigram import evaluating
-from .runs import Run, RunError, find_run
+from .runs import Run, RunError, find_run, read_json
 from .tokenizer import load_tokenizer
 
 # %% ../nbs/08_sample.ipynb #78c19702
@@ -82,16 +82,23 @@ def generate(model:GPT, idx, max_new_tokens:int, **knobs):
     "`idx` (B, T) and `max_new_tokens` more, (B, T + max_new_tokens); `knobs` are those of `stream`."
     with evaluating(model): return torch.cat([idx, *stream(model, idx, max_new_tokens, **knobs)], dim=1)
 
-# %% ../nbs/08_sample.ipynb #ecdd9893
+# %% ../nbs/08_sample.ipynb #12ade5a9
 def load_model(run:Run|str|Path|None=None, # a run, its name or folder; None: the newest
                checkpoint:str="best", device="cpu", runs_dir="runs"):
     "The model of a run, in evaluation mode, and its tokenizer."
     run = find_run(run, runs_dir)
+    if checkpoint == "best" and _step(run, "best") == 0 < _step(run, "last"): checkpoint = "last"   # stopped before its second estimate
     if checkpoint not in ("best", "last"): raise ConfigError(f"checkpoint={checkpoint!r} is not known; choose best or last.")
+    if not (run.path/"tokenizer.json").exists(): run.checkpoint(checkpoint)       # a run that has not begun says so
     tokenizer = load_tokenizer(run.path/"tokenizer.json")
     model = GPT(run.config, tokenizer.vocab_size)
     _load_weights(model, run, checkpoint)
     return model.to(device).eval(), tokenizer
+
+# %% ../nbs/08_sample.ipynb #9f726ff0
+def _step(run, which) -> int:
+    "The step of a checkpoint, -1 where there is none."
+    return max((read_json(p/"checkpoint.json").get("step", -1) for p in run.checkpoint_folders(which)[:1]), default=-1)
 
 # %% ../nbs/08_sample.ipynb #70949d76
 def _load_weights(model, run, checkpoint, tries:int=3):

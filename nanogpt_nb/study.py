@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['MOST_POINTS', 'Sweep', 'hushed', 'create_sweep', 'find_sweep', 'counts']
 
-# %% ../nbs/12b_study.ipynb #6e7adc91
-import contextlib, json, math, os, shutil, sqlite3, warnings
+# %% ../nbs/12b_study.ipynb #8b319e78
+import contextlib, json, math, os, shutil, warnings
 from pathlib import Path
-from .checkpoints import RunError, read_json
 from .config import ConfigError, NanoGPTConfig, patch, write_whole
-from .runs import Run
+from .runs import Run, RunError, read_json
 from .space import _HINTS, Dim, Space, make_space
 
 # %% ../nbs/12b_study.ipynb #e4d85ae2
@@ -29,12 +28,14 @@ class Sweep:
     def space(self) -> Space: return Space.from_dict(self.about["space"], self.base)
     def run(self, number:int) -> Run: return Run(self.path.parent/f"{self.name}-{number:03}")
 
-# %% ../nbs/12b_study.ipynb #c049bb42
-def _storage(path:Path):
+# %% ../nbs/12b_study.ipynb #f212a97d
+def _storage(path:Path, new:bool=False): # True: make it
     "Optuna's storage in the folder `path`, whatever characters that has."
+    import sqlite3
     from optuna.storages import RDBStorage
-    connect = lambda: sqlite3.connect(path/"study.db", timeout=120, check_same_thread=False)
-    return RDBStorage("sqlite:///study.db", engine_kwargs=dict(creator=connect))
+    file = f"{(path/'study.db').resolve().as_uri()}?mode={'rwc' if new else 'rw'}"
+    connect = lambda: sqlite3.connect(file, uri=True, timeout=120, check_same_thread=False)
+    return RDBStorage("sqlite:///study.db", engine_kwargs=dict(creator=connect), skip_table_creation=not new)
 
 # %% ../nbs/12b_study.ipynb #9ae67f89
 @contextlib.contextmanager
@@ -47,13 +48,40 @@ def hushed():
         with warnings.catch_warnings(): warnings.simplefilter("ignore"); yield
     finally: optuna.logging.set_verbosity(before)
 
-# %% ../nbs/12b_study.ipynb #37d205cd
+# %% ../nbs/12b_study.ipynb #bd5b629f
+def _troubles() -> tuple:
+    "The errors that come of a file that is not as it should be."
+    import optuna, sqlalchemy, sqlite3
+    return optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error
+
+# %% ../nbs/12b_study.ipynb #8305d275
+def _why(e) -> str:
+    "What the system or SQLite said, without what was made of it."
+    while e.__cause__: e = e.__cause__
+    return str(getattr(e, "strerror", None) or e)
+
+@patch
+@contextlib.contextmanager
+def explained(self:Sweep):
+    "Inside, Optuna is hushed, and trouble with its file is told in a sentence."
+    try:
+        with hushed(): yield
+    except _troubles() as e: raise self.unusable(_why(e) if (self.path/"study.db").exists() else "it is not there") from None
+
+@patch
+def unusable(self:Sweep, why) -> RunError:
+    return RunError(f"{self.path/'study.db'} cannot be used ({why}); make room if the disk is full, bring the file back from a copy if it is damaged, "
+                    f"or give another --name: the runs are whole.")
+
+# %% ../nbs/12b_study.ipynb #8366977f
 @patch(as_prop=True)
 def study(self:Sweep): # -> optuna.Study
     "Optuna's account of the search."
     import optuna
     if "_study" not in self.__dict__:
-        with hushed(): self._study = optuna.load_study(study_name=self.name, storage=_storage(self.path))
+        try:
+            with self.explained(): self._study = optuna.load_study(study_name=self.name, storage=_storage(self.path))
+        except KeyError: raise self.unusable(f"it knows no sweep {self.name!r}") from None
     return self._study
 
 @patch
@@ -62,9 +90,9 @@ def alone(self:Sweep):
     "Inside, no other process changes the account; may be nested."
     from filelock import FileLock
     if "_lock" not in self.__dict__: self._lock = FileLock(self.path/".lock")
-    with self._lock, hushed(): yield
+    with self._lock, self.explained(): yield
 
-# %% ../nbs/12b_study.ipynb #b4393502
+# %% ../nbs/12b_study.ipynb #6c44dc9f
 def create_sweep(path:Path, about:dict): # space, base, trials, method, prune
     "Make the sweep's folder, unless somebody else just did."
     import optuna
@@ -72,11 +100,11 @@ def create_sweep(path:Path, about:dict): # space, base, trials, method, prune
     try:
         shutil.rmtree(new.parent, ignore_errors=True); new.mkdir(parents=True)
         write_whole(new/"sweep.json", json.dumps(about, indent=2))
-        with hushed(): storage = _storage(new); optuna.create_study(study_name=Sweep(path).name, storage=storage)
+        with hushed(): storage = _storage(new, new=True); optuna.create_study(study_name=Sweep(path).name, storage=storage)
         storage.remove_session(); storage.engine.dispose()
         with contextlib.suppress(OSError): new.rename(path)
         if not Sweep(path).about: raise OSError(0, "its place is taken")
-    except OSError as e: raise RunError(f"A sweep cannot be made in {path.parent} ({e.strerror or e}); make room there, or give another --runs-dir.") from None
+    except (OSError, *_troubles()) as e: raise RunError(f"A sweep cannot be made in {path.parent} ({_why(e)}); make room there, or give another --runs-dir.") from None
     finally: shutil.rmtree(new.parent, ignore_errors=True)
 
 # %% ../nbs/12b_study.ipynb #904f17fa
@@ -107,13 +135,13 @@ def suggest(self:Dim, trial): # an optuna.Trial
     if _HINTS[self.name] is int: return trial.suggest_int(self.name, self.low, self.high, step=int(self.step or 1), log=self.log)
     return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
 
-# %% ../nbs/12b_study.ipynb #deab9e69
+# %% ../nbs/12b_study.ipynb #3a7ae87f
 @patch
 def settings_of(self:Sweep, t) -> dict: # an optuna.FrozenTrial
     "What a trial trains with, once all is drawn."
     return self.space.settings(t.params) if len(t.params) == len(self.space.dims) else {}
 
-# %% ../nbs/12b_study.ipynb #451fca56
+# %% ../nbs/12b_study.ipynb #3315c74b
 def _key(settings:dict) -> tuple: return tuple(sorted((k, f"{v:.10g}" if isinstance(v, float) else v) for k, v in settings.items()))
 def counts(t) -> bool: return "passed over" not in t.user_attrs and t.state.name not in ("WAITING", "FAIL")
 
@@ -179,7 +207,7 @@ def hold(self:Sweep, number:int): # of the trial
     except Timeout: return None
     return lock
 
-# %% ../nbs/12b_study.ipynb #1d3fd6c1
+# %% ../nbs/12b_study.ipynb #0f5497a8
 @patch
 def _take(self:Sweep, trial):
     "The trial with its settings and its lock, held; None where somebody else has it or it is passed over."
@@ -187,7 +215,6 @@ def _take(self:Sweep, trial):
     if settings := self.draw(trial): return trial, settings, lock
     lock.release()
 
-# %% ../nbs/12b_study.ipynb #78e449f5
 @patch
 def claim(self:Sweep): # -> (optuna.Trial, its settings, its lock), or None
     "A trial to work on: one that was left behind, or a new one; None where nothing is left to begin."
@@ -206,24 +233,24 @@ def trial_state(self:Sweep, t) -> str: # an optuna.FrozenTrial
     if t.state.name == "PRUNED": return "failed" if "failed" in t.user_attrs else "pruned"
     return "running" if self.run(t.number).state in ("running", "starting") else "stopped"
 
-# %% ../nbs/12b_study.ipynb #128bb7cd
+# %% ../nbs/12b_study.ipynb #91a2ef2b
 @patch
 def rows(self:Sweep) -> list[dict]:
     "A trial each: number, run, state, val_loss, step, seconds, settings, note; the best first."
-    with hushed(): trials = [t for t in self.study.get_trials(deepcopy=False) if counts(t)]
+    with self.explained(): trials = [t for t in self.study.get_trials(deepcopy=False) if counts(t)]
     rows = [dict(number=t.number, run=self.run(t.number).name, state=self.trial_state(t), settings=self.settings_of(t),
                  val_loss=min([*t.intermediate_values.values(), *(t.values or [])], default=None), step=max(t.intermediate_values, default=None),
                  seconds=self.run(t.number).status.get("seconds"), note=t.user_attrs.get("failed", "")) for t in trials]
     order = "finished running stopped pruned failed".split()
     return sorted(rows, key=lambda r: (order.index(r["state"]), math.inf if r["val_loss"] is None else r["val_loss"]))
 
-# %% ../nbs/12b_study.ipynb #c4438cb8
+# %% ../nbs/12b_study.ipynb #ff189e43
 @patch(as_prop=True)
 def best_run(self:Sweep) -> Run|None:
     "The run with the lowest validation loss; None before one has finished."
     return next((self.run(r["number"]) for r in self.rows()[:1] if r["state"] == "finished"), None)
 
-# %% ../nbs/12b_study.ipynb #c74767df
+# %% ../nbs/12b_study.ipynb #714228b0
 @patch(as_prop=True)
 def best_config(self:Sweep) -> NanoGPTConfig:
     "The settings of the best run, to train longer with."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sweep', 'SweepArgs', 'sweep_defaults', 'parse_sweep', 'train_command', 'sweep_from_args']
 
-# %% ../nbs/12d_sweep.ipynb #708ed992
+# %% ../nbs/12d_sweep.ipynb #12fd1edd
 import json, re, shlex, sys, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 import tyro
 from .args import _checked, _given, _presets, _text, _Typed, parse, train_defaults
 from .checkpoints import RunError
-from .config import PRESETS, ConfigError, NanoGPTConfig, patch, preset_for, write_whole
+from .config import ConfigError, NanoGPTConfig, need, patch, preset_for, PRESETS, write_whole
 from .pictures import loss_text, value_text                              # and a Sweep shows itself
-from .runs import Run
+from .runs import Run, command
 from .space import Space, make_space, read_space
-from .study import MOST_POINTS, Sweep, create_sweep, find_sweep, hushed
+from .study import MOST_POINTS, Sweep, create_sweep, find_sweep
 
 # %% ../nbs/12d_sweep.ipynb #f36d0df0
 def _pruner(about:dict):
@@ -25,7 +25,7 @@ def _pruner(about:dict):
     from optuna.pruners import MedianPruner
     return MedianPruner(n_startup_trials=max(2, min(5, about["trials"] // 4)), n_warmup_steps=about["base"]["max_iters"] // 4)
 
-# %% ../nbs/12d_sweep.ipynb #c178a53a
+# %% ../nbs/12d_sweep.ipynb #cbe52a5c
 @patch
 def watch_over(self:Sweep, trial, config:NanoGPTConfig, stop, tell):
     "The function that a run calls with each of its estimates; it gives a reason to stop, or None."
@@ -37,8 +37,8 @@ def watch_over(self:Sweep, trial, config:NanoGPTConfig, stop, tell):
             with self.alone(): known.add(step); trial.report(loss, step)
         tell(trial.number, row)
         if stop.signal is not None: return "the sweep was stopped"
-        if about["prune"] and step < config.max_iters and trial.should_prune():
-            return f"pruned at step {step}: a val loss of {loss:.4f} is worse than the median of the trials before"
+        with self.explained(): hopeless = about["prune"] and step < config.max_iters and trial.should_prune()
+        if hopeless: return f"pruned at step {step}: a val loss of {loss:.4f} is worse than the median of the trials before"
     return on_estimate
 
 # %% ../nbs/12d_sweep.ipynb #80420120
@@ -93,7 +93,7 @@ def work_on(self:Sweep, trial, settings:dict, stop, tell, **how) -> bool:
     else: self.signal = stop.signal or run.status.get("signal")
     return run.state == "finished" or _pruned(run)
 
-# %% ../nbs/12d_sweep.ipynb #c9d13f6c
+# %% ../nbs/12d_sweep.ipynb #39851b44
 def sweep(space:dict|None=None, # field to (low, high[, "log"]) or [values]; None: that of the sweep `name`
           base:NanoGPTConfig|None=None, # the other settings; None: the preset that suits this machine
           trials:int|None=None, # in all, those of before included; None: 20, or the whole grid
@@ -104,12 +104,13 @@ def sweep(space:dict|None=None, # field to (low, high[, "log"]) or [values]; Non
           wandb:str="auto") -> Sweep: # Weights & Biases, as for train
     "Search `space` for the settings with the lowest validation loss; the same call again goes on."
     from nanogpt_nb.loop import StopRequest
+    need("optuna", "A sweep")
     found = _open(space, base, trials, method, prune, name, Path(runs_dir))
     with StopRequest() as stop, _Face(found, quiet) as face:
         while stop.signal is None and (claimed := found.claim()):
             trial, settings, lock = claimed
             try:
-                with hushed(): ended = found.work_on(trial, settings, stop, face.step, wandb=wandb)
+                with found.explained(): ended = found.work_on(trial, settings, stop, face.step, wandb=wandb)
             finally: lock.release()
             if not ended: break
             face.ended(trial.number)
@@ -160,10 +161,10 @@ def _agree(old:Sweep, space, base, trials, method, prune) -> Sweep:
     if now != was: write_whole(old.path/"sweep.json", json.dumps(now, indent=2))
     return old
 
-# %% ../nbs/12d_sweep.ipynb #89ad129f
+# %% ../nbs/12d_sweep.ipynb #19cf042c
 class _Face:
     "What a sweep shows while it works."
-    told = False                                                                   # what there is to say of W&B
+    told = ""                                                                      # what there is to say of W&B
     def __init__(self, sweep:Sweep, quiet:bool): self.sweep, self.quiet, self.handle, self.began = sweep, quiet, None, time.monotonic()
 
     def __enter__(self):
@@ -179,7 +180,7 @@ class _Face:
 
     def say(self, line:str):
         if self.quiet: return
-        if self.handle: return self.handle.update({"text/plain": line}, raw=True)
+        if self.handle: return self.handle.update({"text/plain": "\n".join(filter(None, [line, self.told]))}, raw=True)
         try: self.bar.write(line, file=sys.stdout); sys.stdout.flush()
         except (OSError, ValueError): self.quiet = self.bar.disable = True        # no terminal any more
 
@@ -190,16 +191,18 @@ def step(self:_Face, number:int, row:dict):
     self.bar.set_postfix_str(now := f"{self.sweep.run(number).name} at step {row['step']}, val loss {row['val_loss']:.4f}")
     if self.handle: self.say(f"sweep {self.sweep.name}: {now}; {self.standing()}")
 
-# %% ../nbs/12d_sweep.ipynb #f3493529
+# %% ../nbs/12d_sweep.ipynb #9bcb7de7
 @patch
 def ended(self:_Face, number:int):
     "Trial `number` has ended."
     self.bar.update()
     row, best = next(r for r in self.sweep.rows() if r["number"] == number), self.sweep.best_run
     settings = "  ".join(f"{k}={value_text(v)}" for k, v in row["settings"].items())
-    if self.handle: return
+    news = "".join(self.sweep.run(number).wandb.get("news", [])[:1]) if not self.told else ""   # once, not for every trial
+    self.told = self.told or news
+    if self.handle: return self.say(f"sweep {self.sweep.name}: {self.standing()}")
     self.say(f"{row['run']}  {loss_text(row['val_loss']):>8}  {row['state']:<8}  {settings}{' (the best so far)' * (best == self.sweep.run(number))}")
-    for news in self.sweep.run(number).wandb.get("news", [])[:1] if not self.told else []: self.told = True; self.say(news)   # once, not for every trial
+    if news: self.say(news)
 
 # %% ../nbs/12d_sweep.ipynb #ff4209ad
 @patch
@@ -256,13 +259,13 @@ def train_command(config:NanoGPTConfig) -> str:
         words += [f"--{flag}" if v else f"--no-{flag}"] if isinstance(v, bool) else [f"--{flag}", *map(str, v if isinstance(v, tuple) else [v])]
     return shlex.join(words)
 
-# %% ../nbs/12d_sweep.ipynb #c53fba34
+# %% ../nbs/12d_sweep.ipynb #49827c47
 def sweep_from_args(args) -> int: # SweepArgs
     "Search as the command line says; the exit code is 0, or 128 and the number of the signal that stopped it."
-    from nanogpt_nb.train import _command, _suited
+    from nanogpt_nb.train import _suited
     if not args.space and args.name is None: raise ConfigError("There is nothing to search; give --space learning_rate=1e-4:1e-2, for instance, or the --name of a sweep to go on with.")
     space, base = read_space(args.space) if args.space else None, _suited(args) if args.given - {"prune"} else None
     found = sweep(space, base, args.trials, args.method, args.prune if "prune" in args.given else None, args.name, args.runs_dir, wandb=args.wandb)
     print(f"\n{found}\n")
-    if found.best_run: print(f"train longer:  {_command()} {train_command(found.best_config.replace(max_iters=4 * found.base.max_iters))}")
+    if found.best_run: print(f"train longer:  {command()} {train_command(found.best_config.replace(max_iters=4 * found.base.max_iters))}")
     return 128 + found.signal if found.signal is not None else 0

@@ -6,51 +6,55 @@
 __all__ = ['BLOCK', 'WHOLE', 'LAST', 'SyncError', 'unsent', 'sync', 'send', 'pieces', 'records', 'figures', 'read_wandb',
            'import_offline']
 
-# %% ../nbs/09e_sync.ipynb #e9d6b0e7
-import json, re, struct
+# %% ../nbs/09e_sync.ipynb #6aa18ad7
+import json, os, re, struct
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from .config import ConfigError, NanoGPTConfig, NanoGPTError
 from .runs import Run, RunError, find_run, list_runs
-from .backlog import Refused, Rows, server_has
-from .track import PATIENCE, can_log_in, start_follower, wandb_host, wandb_id
+from .backlog import Refused, Rows, cure, server_has
+from .track import BUSY, PATIENCE, can_log_in, start_follower, wandb_host
 
 # %% ../nbs/09e_sync.ipynb #74d2d97d
 class SyncError(NanoGPTError):
     "Runs cannot be sent to W&B, or read from its files."
     exit_code = 2
 
-# %% ../nbs/09e_sync.ipynb #06de3e64
+# %% ../nbs/09e_sync.ipynb #9402ba11
 def unsent(runs_dir:str|Path="runs") -> list[Run]:
     "The runs that W&B was to be told of and does not have, oldest first."
     return [r for r in reversed(list_runs(runs_dir)) if r.wandb.get("id") and not _is_sent(r)]
 
 def _is_sent(run:Run) -> bool:
     "Whether all rows were there when last looked."
-    rows = Rows(run); rows.read()
+    rows = Rows(run, keep=False); rows.read()
     return run.wandb.get("sent") is True and run.wandb.get("rows") == len(rows)
 
-# %% ../nbs/09e_sync.ipynb #77ccef22
+# %% ../nbs/09e_sync.ipynb #a0799db1
 def sync(runs:str|Path|Run|list|None=None, # names, folders; None: all that W&B was to be told of and does not have
          runs_dir:str|Path="runs", show=lambda told: None) -> list[dict]: # show: called with each as it is done
     "Send runs to W&B, each once; for each its name, state (sent, there, training, failed), rows, url, and a sentence, `said`."
     runs = [runs] if isinstance(runs, (str, Path, Run)) else runs
+    if not runs and not Path(runs_dir).is_dir(): raise SyncError(f"There is no folder {runs_dir}; say where the runs are with --runs-dir.")
     chosen = [find_run(r, runs_dir) for r in runs] if runs else unsent(runs_dir)
     if chosen and not can_log_in(): raise SyncError(f"There is no key for W&B's server {wandb_host()} here; log in with wandb login, or set WANDB_API_KEY, and try again.")
     return [(told := send(run), show(told))[0] for run in dict.fromkeys(chosen)]
 
-# %% ../nbs/09e_sync.ipynb #7cec5e68
+# %% ../nbs/09e_sync.ipynb #6f27cfff
 def send(run:Run) -> dict:
     "Send one run."
     said = lambda state, why: dict(name=run.name, state=state, rows=run.wandb.get("rows"), url=run.wandb.get("url"), said=why)
     if run.state in ("starting", "running"): return said("training", f"{run.name} is still training; send it when it has ended.")
     if _is_there(run): return said("there", f"{run.name} is there already: {run.wandb.get('url')}")
-    wandb_id(run)
-    process = start_follower(run, "online", "--sync", "--patience", str(PATIENCE))
+    closed = lambda why: said("failed", f"{run.name} is not sent: its folder {run.path} cannot be written ({why}); allow it, or copy the folder elsewhere.")
+    if not os.access(run.path, os.W_OK): return closed("Permission denied")
+    try: process = start_follower(run, "online", "--sync", "--patience", str(PATIENCE))
+    except OSError as e: return closed(e.strerror or e)
     try: code = process.wait()
     except BaseException: process.kill(); process.wait(); raise
     if code == 0 and run.wandb.get("sent"): return said("sent", f"{run.name} is sent: {run.wandb.get('url')}")
+    if code == BUSY: return said("failed", f"{run.name} is not sent: another process is telling W&B of it now; wait for that one, then try again.")
     why = run.wandb.get("error") or f"its process ended with exit code {code}, see {run.path/'wandb'/'follower.log'}"
     return said("failed", f"{run.name} is not sent: {why}.")
 
@@ -75,10 +79,11 @@ def pieces(data:bytes):
         record += data[at + 7:at + 7 + size]; at += 7 + size
         if kind in (WHOLE, LAST): yield record; record = b""
 
-# %% ../nbs/09e_sync.ipynb #c0dfaa61
+# %% ../nbs/09e_sync.ipynb #c7751ad6
 def records(path:str|Path):
     "The records of a .wandb file, as W&B's protobuf messages."
-    from wandb.proto import wandb_internal_pb2 as pb
+    try: from wandb.proto import wandb_internal_pb2 as pb
+    except (Exception, SystemExit) as e: raise SyncError(f"W&B's files cannot be read: {cure(e)}.") from None
     data = Path(path).read_bytes()
     if data[:4] != b":W&B": raise SyncError(f"{path} is not a W&B file; give the run-….wandb in a folder of W&B's.")
     for piece in pieces(data):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PROJECT', 'TABLE_EVERY', 'TABLE_ROWS', 'Follower']
 
-# %% ../nbs/09c_tell.ipynb #9b4c7519
+# %% ../nbs/09c_tell.ipynb #01a91520
 import contextlib, json, os, socket, time
 from pathlib import Path
-from .backlog import Rows, config_for, short
+from .backlog import Rows, aside, config_for, short
 from .config import NanoGPTError, patch, write_whole
 from .runs import Run
 from .track import PATIENCE, wandb_id
@@ -33,12 +33,12 @@ def _known(self:Follower) -> dict:
     known = {k: v for k, v in self.run.wandb.items() if k not in ("error", "news")}
     return known | {k: known.get(k) or os.environ.get(f"WANDB_{k.upper()}") or default for k, default in dict(project=PROJECT, entity=None).items()}
 
-# %% ../nbs/09c_tell.ipynb #c9cb5c4e
+# %% ../nbs/09c_tell.ipynb #c773cb7c
 @patch
 def tell(self:Follower, sentence:str|None=None, **facts):
     "Write wandb.json, with a new sentence for the user if there is one."
     self.told |= facts | (dict(news=self.told["news"] + [sentence]) if sentence else {})
-    if sentence: os.write(2, f"{sentence}\n".encode())
+    if sentence: aside(f"{sentence}\n")
     with contextlib.suppress(OSError): write_whole(self.run.path/"wandb.json", json.dumps(self.told, indent=2))
 
 # %% ../nbs/09c_tell.ipynb #8c55b365
@@ -129,7 +129,7 @@ def _artifact(self:Follower):
     self.wb.log_artifact(made, aliases=["final", f"step-{step}"])
     self.tell(artifact=f"step {step}")
 
-# %% ../nbs/09c_tell.ipynb #fa1234ce
+# %% ../nbs/09c_tell.ipynb #22f54226
 @patch
 def _figures(self:Follower, has:dict): # what the server has
     "Send the system figures that W&B recorded offline."
@@ -138,4 +138,4 @@ def _figures(self:Follower, has:dict): # what the server has
         tail = json.loads(has.get("eventsTail") or "[]")
         after = json.loads(tail[-1]).get("_timestamp", 0) if tail else 0
         for f in figures(self.run, after): self.wb._interface._publish(self.wb._interface._make_record(stats=f))   # no public part of wandb
-    except Exception as e: os.write(2, f"The system figures are not sent ({type(e).__name__}: {short(e)}).\n".encode())
+    except Exception as e: aside(f"The system figures are not sent ({type(e).__name__}: {short(e)}).\n")

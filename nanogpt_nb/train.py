@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'train', 'agree', 'train_from_args', 'last_words', 'main']
 
-# %% ../nbs/07c_train.ipynb #be03101e
+# %% ../nbs/07c_train.ipynb #1484e0c9
 import contextlib, json, os, shlex, shutil, signal, sys
 from pathlib import Path
 import torch
 from .config import ConfigError, NanoGPTConfig, preset_for, write_whole
 from .data import load_dataset
 from .loop import Loop, Show, StopRequest, COLUMNS
-from .runs import Run, RunError, find_run, read_json
+from .runs import Run, RunError, command, find_run, read_json
 from .sample import resolve_device
 from .tokenizer import load_tokenizer
 from .track import start_tracking
@@ -39,7 +39,7 @@ def train(config:NanoGPTConfig|None=None, # None: the preset that suits this mac
     run = Run.create(config, name, runs_dir, corpus=_corpus(dataset), device=_device_name(device), **({"group": group} if group else {}))
     return _train_in(run, config, dataset, **more)
 
-# %% ../nbs/07c_train.ipynb #8d5d90ea
+# %% ../nbs/07c_train.ipynb #937931ba
 def _train_in(run, config, dataset=None, *, quiet, wandb, artifact, on_estimate) -> Run:
     "Begin or go on in the folder of `run`."
     with run.lock(), _live(run, quiet) as seen, _explained(run):
@@ -51,7 +51,10 @@ def _train_in(run, config, dataset=None, *, quiet, wandb, artifact, on_estimate)
             tracking = start_tracking(run, wandb, artifact)
             show = Show(run, config, trainer.step, quiet or seen)
             try: _loop(run, trainer, show, tracking, on_estimate)
-            finally: show.bar.close(); tracking.finish()
+            finally:
+                tracking.finish(patience=0 if quiet else 3)
+                for sentence in tracking.news(): show(sentence)
+                show.bar.close()
     return run
 
 # %% ../nbs/07c_train.ipynb #94c9c24b
@@ -99,7 +102,7 @@ def _keep_best(run, trainer):
     about = [read_json(run.path/which/"checkpoint.json") for which in ("last", "best")]
     if about[0].get("val_loss") == trainer.best and about[0].get("step") != about[1].get("step"): run.tidy("last"); run.link_checkpoint()
 
-# %% ../nbs/07c_train.ipynb #9e43d8c0
+# %% ../nbs/07c_train.ipynb #ea430aa5
 def _loop(run, trainer, show, tracking, on_estimate):
     "Say what begins, train, say how it ended."
     c, d = trainer.config, trainer.dataset
@@ -117,8 +120,7 @@ def _loop(run, trainer, show, tracking, on_estimate):
     why = dict(reason=str(loop.reason)) if loop.reason else {}
     run.set_status(state, signal=stop.signal, **loop.standing(), **why)
     show(f"{state} at step {trainer.step} of {c.max_iters}{f' ({loop.reason})' if why else ''}, best val loss {trainer.best:.4f}, {trainer.seconds:.0f} s")
-    tracking.finish()
-    for sentence in tracking.news(): show(sentence)
+    if state == "stopped": show(f"to go on: train(resume={run.name!r}), or nanogpt train --resume {run.name}")
 
 # %% ../nbs/07c_train.ipynb #579afd68
 @contextlib.contextmanager
@@ -139,14 +141,14 @@ def _explained(run):
 def _last_step(run): return max((r["step"] for r in run.metrics()), default=0)
 def _signal(e): return dict(signal=int(signal.SIGINT)) if isinstance(e, KeyboardInterrupt) else {}
 
-# %% ../nbs/07c_train.ipynb #4626cc60
+# %% ../nbs/07c_train.ipynb #aaf4dcdf
 def _explain(run, e):
     "A sentence for the errors that have a known cure."
     if isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e):
         c = run.config
         return TrainError(f"The memory is full with batch_size={c.batch_size}; start again with --batch-size {max(1, c.batch_size // 2)} "
                           f"--gradient-accumulation-steps {2 * c.gradient_accumulation_steps}, which is the same to the model.")
-    if isinstance(e, OSError) and not run.path.exists(): return RunError(f"The run folder {run.path} was moved or deleted while training; go on from where it is now, with --resume PATH.")
+    if isinstance(e, OSError) and not (run.path/"config.json").exists(): return RunError(f"The run folder {run.path} was moved or deleted while training; go on from where it is now, with --resume PATH.")
     if isinstance(e, OSError):
         free = shutil.disk_usage(run.path).free / 1e6
         return RunError(f"The run folder {run.path} cannot be written ({e.strerror or e}; {free:,.0f} MB free); make room "
@@ -156,7 +158,7 @@ def _explain(run, e):
 # %% ../nbs/07c_train.ipynb #315dfb83
 MAY_CHANGE = {"max_iters", "eval_interval", "eval_iters", "checkpoint_interval", "sample_tokens", "device", "compile", "data"}
 
-# %% ../nbs/07c_train.ipynb #7ab31750
+# %% ../nbs/07c_train.ipynb #7e3e40ac
 def agree(run:Run, config:NanoGPTConfig|None) -> NanoGPTConfig:
     "The configuration to go on with: that of the run, with the changes of `config` that are allowed."
     was = run.config
@@ -165,10 +167,18 @@ def agree(run:Run, config:NanoGPTConfig|None) -> NanoGPTConfig:
     if wrong:
         said = ", ".join(f"{k}={now!r} (it has {old!r})" for k, (old, now) in wrong.items())
         raise RunError(f"The run {run.name!r} cannot go on with {said}; leave that as it is, or start a new run.")
+    if _has_only_numbers(run):
+        raise RunError(f"The run {run.name!r} has a history and no checkpoint to go on from; start a new run with its settings: train(find_run({run.name!r}).config).")
     done = max((read_json(p/"checkpoint.json").get("step", 0) for p in run.checkpoint_folders()), default=0)
     if done > config.max_iters or (done == config.max_iters and run.status.get("state") == "finished"):
         raise RunError(f"The run {run.name!r} has taken {done} steps already; go on with a --max-iters above that, or start a new run.")
     return config
+
+# %% ../nbs/07c_train.ipynb #22adffc4
+def _has_only_numbers(run) -> bool:
+    "Whether the run was imported, or its checkpoints were deleted."
+    ended = run.status.get("state") in ("finished", "stopped") and run.status.get("step", 0) > 0
+    return not run.checkpoint_folders() and not (run.path/"last").exists() and (ended or run.about["corpus"].get("note") == "imported from W&B")
 
 # %% ../nbs/07c_train.ipynb #e4db50cb
 def _corpus(dataset) -> dict:
@@ -200,10 +210,11 @@ def _suited(args) -> NanoGPTConfig: # TrainArgs
     print(f"nanogpt: there is a GPU here that torch {torch.__version__} cannot use; training the preset cpu on the CPU instead.", file=sys.stderr)
     return NanoGPTConfig.preset("cpu").replace(**{k: getattr(args.config, k) for k in args.given})
 
-# %% ../nbs/07c_train.ipynb #c64b5b7c
+# %% ../nbs/07c_train.ipynb #5535543e
 def last_words(run:Run) -> int:
     "Show what the model writes and what to type next; the exit code."
-    state, nanogpt = run.status, _command()
+    state, nanogpt = run.status, command()
+    if "state" not in state: print(f"{run.path} is not there any more; whoever moved it has the run."); return 0
     where = "" if run.path.parent == Path("runs") else f" --runs-dir {shlex.quote(str(run.path.parent))}"
     if state["state"] == "finished" and run.samples(): print(f"\n{run.samples()[-1][1].strip()}\n")
     prompt = ' --prompt "ROMEO:"' if run.about["corpus"]["name"] == "tinyshakespeare" else ""
@@ -212,13 +223,6 @@ def last_words(run:Run) -> int:
     print(f"go on:         {nanogpt} train --resume {run.name}{where}{longer}")
     print(f"all runs:      {nanogpt} runs{where}")
     return 0 if state["state"] == "finished" else 128 + (state.get("signal") or signal.SIGINT)
-
-# %% ../nbs/07c_train.ipynb #5a5860f5
-def _command() -> str:
-    "How to call nanogpt from here."
-    if shutil.which("nanogpt"): return "nanogpt"
-    beside = Path(sys.executable).parent/"nanogpt"
-    return os.path.relpath(beside) if beside.exists() else f"{sys.executable} -m nanogpt_nb.cli"
 
 # %% ../nbs/07c_train.ipynb #0759aa03
 def main(argv:list[str]|None=None) -> int:

@@ -51,7 +51,7 @@ class End:
                 self.seen, self.text = now, new.decode("utf-8", "replace")
         return self.text
 
-# %% ../nbs/10a_view.ipynb #26ad78d4
+# %% ../nbs/10a_view.ipynb #9ecbc658
 class View:
     "A run as it stands; `refresh` looks again."
     ENDED = "finished", "stopped", "failed", "killed"
@@ -59,6 +59,7 @@ class View:
         self.run = run if isinstance(run, Run) else Run(run)
         self.state, self.status, self.about, self.missing, self.since = "unknown", {}, {}, False, time.time()
         self.rows, self.progress, self.estimates = [], [], []                      # all, those with loss, those with val_loss
+        self.columns = None                                                        # the head of the log's columns
         self._metrics, self._log, self._samples = (Tail(self.run.path/"metrics.jsonl"), End(self.run.path/"log.txt", 8_000),
                                                    End(self.run.path/"samples.txt", 20_000))
 
@@ -153,7 +154,7 @@ def seconds_left(self:View) -> float|None:
     steps, took = self.step - then["step"], self.seconds - then["seconds"]
     return to_go * took / steps if steps > 0 and took > 0 else None
 
-# %% ../nbs/10a_view.ipynb #7d2e82e7
+# %% ../nbs/10a_view.ipynb #ea1171b0
 @patch(as_prop=True)
 def sample(self:View) -> tuple[int, str]|None:
     "Step and text of the newest sample."
@@ -162,8 +163,20 @@ def sample(self:View) -> tuple[int, str]|None:
 
 @patch
 def log(self:View, lines:int=6) -> list[str]: # at most so many
-    "The last lines of the log."
-    return self._log.text.splitlines()[-lines:]
+    "The last lines of the log; where there are rows of numbers, the first is their head."
+    every = self._log.text.splitlines()
+    last = every[-lines:]
+    if lines < 2 or not any(re.match(r" *\d+ +\d+\.\d{4} ", l) for l in last): return last
+    head = self._head(every)
+    return last if head is None or head in last else [head, *every[1 - lines:]]
+
+@patch
+def _head(self:View, lines) -> str|None:
+    "The head of the log's columns; it may stand before `lines`, the end of the log."
+    if self.columns is None:
+        with contextlib.suppress(OSError), open(self.run.path/"log.txt", encoding="utf-8", errors="replace") as f: lines = [*lines, *f.read(8_000).splitlines()]
+    self.columns = next((l for l in lines if l.startswith(" step  train loss")), self.columns)
+    return self.columns
 
 # %% ../nbs/10a_view.ipynb #0cb6c51c
 def span(seconds:float) -> str:

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Part', 'widgets_work', 'Ration', 'NotebookFace', 'Watching', 'live', 'watch_terminal', 'watch_lines', 'watch']
 
-# %% ../nbs/10d_watch.ipynb #6dd07440
+# %% ../nbs/10d_watch.ipynb #9f2e9574
 import base64, contextlib, functools, importlib.util, os, sys, threading, time
+from html import escape
 from pathlib import Path
 from .config import patch
-from .faces import Picture, head_html, img_html, line, screen, tail_html
+from .faces import Picture, as_text, head_html, img_html, line, screen, tail_html
 from .runs import Run, find_run
 from .view import View, in_notebook
 
@@ -34,15 +35,16 @@ def _whole(self:Part) -> dict:
     whole = VBox([self.above, self.widget]) if self.above is not None else self.widget
     return {mime: view for mime, view in whole._repr_mimebundle_().items() if "widget" in mime}
 
-# %% ../nbs/10d_watch.ipynb #23e8f511
+# %% ../nbs/10d_watch.ipynb #ab5f9ca9
 @patch
 def _put(self:Part, bundle:dict):
     "Make `bundle` the output."
     from IPython.display import display
     if bundle == self.shown: return
-    self.shown, self.kept, how = bundle, time.monotonic(), dict(metadata={"image/png": {"width": 660}} if "image/png" in bundle else {}, raw=True)
+    how = dict(metadata={"image/png": {"width": 660}} if "image/png" in bundle else {}, raw=True)
     if self.handle is None: self.handle = display(bundle, display_id=True, **how)
     else: self.handle.update(bundle, **how)
+    self.shown, self.kept = bundle, time.monotonic()
 
 # %% ../nbs/10d_watch.ipynb #f8aa9914
 def widgets_work() -> bool:
@@ -68,38 +70,48 @@ def __exit__(self:Ration, *_):
     pause = self.first + (self.later - self.first) * min(1, (now - self.began) / 3600)
     self.next = now + max(pause, cost / self.share)
 
-# %% ../nbs/10d_watch.ipynb #98587452
+# %% ../nbs/10d_watch.ipynb #1f80203b
 class NotebookFace:
     "A view in the outputs of a cell."
     def __init__(self, view:View, widgets:bool, controls=None): # controls: a widget to stand on top
-        self.view, self.ration, self.drawn, self.picture = view, Ration(0.005, 2, 60), None, None
+        self.view, self.ration, self.drawn, self.picture, self.said = view, Ration(0.005, 2, 60), None, None, ""
         self.head, self.middle, self.tail = Part(widgets, controls), Part(widgets), Part(widgets)
-        with contextlib.suppress(ImportError): self.picture = Picture()
+        try: self.picture = Picture()
+        except ImportError: pass
+        except Exception as e: self.fail(e)
 
-# %% ../nbs/10d_watch.ipynb #3af0b67a
+    def fail(self, e:Exception):
+        "Go on without the picture, and say why."
+        self.picture, self.said = None, f"Not all can be shown ({type(e).__name__}: {e}); the run goes on all the same."
+
+# %% ../nbs/10d_watch.ipynb #957bdd49
 @patch
 def words(self:NotebookFace, last:bool=False): # plain, for good
     "Show what there is to say."
-    v = self.view
-    self.head.show(head_html(v), {"text/html": head_html(v), "text/plain": v.head_text()}, last)
+    v, said = self.view, f"<div role='alert'>{escape(self.said)}</div>" if self.said else ""
+    self.head.show(head_html(v) + said, {"text/html": head_html(v) + said, "text/plain": f"{v.head_text()}\n{self.said}".strip()}, last)
     if self.middle.handle is None and self.picture: return                         # it stands above the last part
-    self.tail.show(tail_html(v), {"text/html": tail_html(v), "text/plain": v.tail_text()}, last)
+    self.tail.show(tail_html(v), {"text/html": as_text(v.curve_text()) * last + tail_html(v), "text/plain": v.tail_text()}, last)
 
-# %% ../nbs/10d_watch.ipynb #f44b716a
+# %% ../nbs/10d_watch.ipynb #c001d614
 @patch
 def curves(self:NotebookFace, last:bool=False): # twice the dots, plain, for good
     "Show the picture."
-    key = [len(self.view.rows), self.view.rows[-1:]]
+    key, words = [len(self.view.rows), self.view.rows[-1:]], {"text/plain": self.view.curve_text()}
+    if last and self.picture is None and self.middle.handle: self.middle.show("", words, last)
     if self.picture is None or not (last or (self.ration.due() and key != self.drawn)): return
     with self.ration: png = self.picture.png(self.view, 2 if last else 1)
     self.drawn = key
-    self.middle.show(img_html(self.view, png), {"image/png": base64.b64encode(png).decode(), "text/plain": self.view.curve_text()}, last)
+    self.middle.show(img_html(self.view, png), {"image/png": base64.b64encode(png).decode()} | words, last)
 
-# %% ../nbs/10d_watch.ipynb #9cf81267
+# %% ../nbs/10d_watch.ipynb #93a6411c
 @patch
 def look(self:NotebookFace, last:bool=False):
-    "Show all of it."
-    self.words(last); self.curves(last); self.words(last)
+    "Show all of it, or what of it can be shown."
+    self.words(last)
+    try: self.curves(last)
+    except Exception as e: self.fail(e); self.curves(last)
+    self.words(last)
 
 # %% ../nbs/10d_watch.ipynb #3c515226
 class Watching:
@@ -113,35 +125,46 @@ class Watching:
     def __repr__(self): return f"Watching({self.view.name!r}, {self.view.headline()})"
     def _ipython_display_(self): pass                                              # it is on show already
 
-# %% ../nbs/10d_watch.ipynb #18181a99
+# %% ../nbs/10d_watch.ipynb #8c3802f6
 @patch
 def start(self:Watching) -> Watching:
     "Begin; the older view of the same run is left as it stands."
     if self.key in self.live: self.live[self.key].stop()
-    self.live[self.key] = self
     self.view.refresh(); self.face.look()
+    self.live[self.key] = self
     self.thread.start()
     return self
 
-# %% ../nbs/10d_watch.ipynb #c925f2e0
+# %% ../nbs/10d_watch.ipynb #8167bbb5
 @patch
 def _go(self:Watching):
     "Look again and again."
     while not self.over.wait(max(0.05, self.ration.next - time.monotonic())):
-        with self.ration:
-            if self.view.refresh() or self.view.silent > 30: self.face.words()
-        if self.until_ended and self.view.ended: return self.stop()
-        self.face.curves()
+        try:
+            with self.ration:
+                if self.view.refresh() or self.view.silent > 30: self.face.words()
+            if not (self.until_ended and self.view.ended): self.face.curves()
+        except Exception as e:
+            self.face.fail(e)
+            with contextlib.suppress(Exception): self.face.words()
+        if self.until_ended and self.view.ended: return self.end()
 
-# %% ../nbs/10d_watch.ipynb #2017f88c
+# %% ../nbs/10d_watch.ipynb #875ce872
 @patch
 def stop(self:Watching):
     "Look one last time, and leave that."
     self.over.set()
+    if self.live.get(self.key) is self: del self.live[self.key]
     if threading.current_thread() is not self.thread and self.thread.is_alive(): self.thread.join(10)
     with self.once:
-        if not self.left: self.left = True; self.view.refresh(); self.face.look(last=True)
-    if self.live.get(self.key) is self: del self.live[self.key]
+        if not self.left: self.view.refresh(); self.face.look(last=True); self.left = True
+
+# %% ../nbs/10d_watch.ipynb #c49b6495
+@patch
+def end(self:Watching):
+    "Stop, come what may."
+    for _ in range(2):
+        with contextlib.suppress(Exception, KeyboardInterrupt): return self.stop()
 
 # %% ../nbs/10d_watch.ipynb #bb09fe83
 @patch
@@ -150,14 +173,17 @@ def wait(self:Watching, timeout:float|None=None) -> bool: # seconds
     self.thread.join(timeout)
     return not self.thread.is_alive()
 
-# %% ../nbs/10d_watch.ipynb #ca6d3545
+# %% ../nbs/10d_watch.ipynb #b6eaad7c
 @contextlib.contextmanager
 def live(run:Run|str|Path): # the run that is trained inside `with`
-    "Show `run` while the block works and how it ended, if this is a notebook; gives None elsewhere."
-    if not in_notebook(): yield None; return
-    watching = Watching(NotebookFace(View(run), widgets_work()), until_ended=False).start()
+    "Show `run` while the block works and how it ended, if this is a notebook; gives None elsewhere, and where it cannot."
+    watching = None
+    if in_notebook():
+        try: watching = Watching(NotebookFace(View(run), widgets_work()), until_ended=False).start()
+        except Exception as e: print(f"There is no live view ({type(e).__name__}: {e}); the lines of the log take its place.")
     try: yield watching
-    finally: watching.stop()
+    finally:
+        if watching: watching.end()
 
 # %% ../nbs/10d_watch.ipynb #78b8cdaf
 def watch_terminal(view:View, every:float=1.): # seconds between two looks
@@ -171,11 +197,12 @@ def watch_terminal(view:View, every:float=1.): # seconds between two looks
             if view.ended: return
             time.sleep(every)
 
-# %% ../nbs/10d_watch.ipynb #1c53e302
+# %% ../nbs/10d_watch.ipynb #fc50c73a
 def watch_lines(view:View, every:float=1., # seconds between two looks
                 show=functools.partial(print, flush=True)): # called with each line
     "A line for each estimate until the run has ended."
-    view.refresh(); show(f"{view.name}: {view.headline()}")
+    view.refresh()
+    if not view.ended: show(f"{view.name}: {view.headline()}")
     told = -1
     while True:
         for row in view.estimates:

@@ -21,11 +21,10 @@ from nanogpt_nb.space import Dim
 from nanogpt_nb.study import Sweep, hushed
 from nanogpt_nb.sweep import sweep
 
-BASE = NanoGPTConfig.preset("tiny").replace(
-    block_size=8, max_iters=24, eval_interval=4, eval_iters=2, sample_tokens=0, data=(__file__,)  # this file is text enough
-)
+BASE = NanoGPTConfig.preset("tiny").replace(block_size=8, max_iters=24, eval_interval=4, eval_iters=2, sample_tokens=0)
 SPACE = {"learning_rate": (1e-4, 1e-1), "n_embd": [8, 12], "num_heads": [2, 3]}  # 8 does not go into 3 heads
 TRIALS = 8
+TEXT = "\n".join(f"{i} times {i} is {i * i}, and {i} more is {i * i + i}." for i in range(600))
 POINTS = {  # a victim dies right before or after its first call of the function
     "a trial is there, nothing drawn": (optuna.study.Study, "ask", "after"),
     "one of three settings drawn": (Dim, "suggest", "after"),
@@ -38,9 +37,14 @@ POINTS = {  # a victim dies right before or after its first call of the function
 }
 
 
+def based(folder: Path) -> NanoGPTConfig:
+    "The settings, with the text in this folder."
+    return BASE.replace(data=(str(folder / "text.txt"),))
+
+
 def work(folder: Path) -> None:
     "Begin the sweep, or go on with it."
-    sweep(SPACE, BASE, trials=TRIALS, name=folder.name, runs_dir=folder.parent, quiet=True)
+    sweep(SPACE, based(folder.parent), trials=TRIALS, name=folder.name, runs_dir=folder.parent, quiet=True)
 
 
 def die(owner: type, name: str, when: str) -> None:
@@ -94,8 +98,10 @@ def outcome(folder: Path) -> list:
 
 def main(folder: Path, kills: int, seed: int, workers: int = 1) -> None:
     torch.set_num_threads(1)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    (folder.parent / "text.txt").write_text(TEXT)
     with tempfile.TemporaryDirectory() as warm:  # what is imported late is imported here, once
-        sweep({"n_layer": [1]}, BASE.replace(max_iters=2), method="grid", name="warm", runs_dir=warm, quiet=True)
+        sweep({"n_layer": [1]}, based(folder.parent).replace(max_iters=2), method="grid", name="warm", runs_dir=warm, quiet=True)
     random.seed(seed)
     found, seen, ended = Sweep(folder.parent / f"{folder.name}.sweep"), {}, False
     points = {name: os.WTERMSIG(os.waitpid(fork(folder, *point), 0)[1]) for name, point in POINTS.items()}

@@ -151,6 +151,7 @@ def test_any_terminal_can_show_the_help(encoding):
         (["stop", "run-that-is-not"], "no runs in runs"),
         (["runs", "snyc"], "snyc"),
         (["runs", "sync", "run-that-is-not"], "no runs in runs"),
+        (["runs", "sync", "--runs-dir", "folder-that-is-not"], "folder-that-is-not"),
         (["runs", "import", "file-that-is-not.wandb"], "file-that-is-not.wandb"),
         (["sweep", "--space", "dropuot=1,2"], "dropout"),
         (["runs", "--compare", "run-that-is-not", "nor-this"], "no runs in runs"),
@@ -444,3 +445,9 @@ def test_data_describes_a_text(trained):
     assert told["vocabulary"] == f"{len(set(text))} characters"
     assert told["tokens"].startswith(f"{len(text):,}: {int(0.9 * len(text)):,} to train on")
     assert told["cache"] == env["NANOGPT_NB_CACHE"]
+
+
+def test_a_package_that_the_base_install_lacks_is_named(tmp_path):
+    (tmp_path / "optuna.py").write_text("raise ImportError('no optuna here')\n")
+    done = nanogpt("sweep", "--preset", "tiny", "--space", "dropout=0,0.1", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1 and "optuna" in done.stderr and "make install" in done.stderr and "Traceback" not in done.stderr

@@ -34,7 +34,7 @@ from nanogpt_nb.anatomy import (
     token_labels,
     visible,
 )
-from nanogpt_nb.config import PRESETS, ConfigError, NanoGPTConfig
+from nanogpt_nb.config import PRESETS, ConfigError, NanoGPTConfig, NanoGPTError
 from nanogpt_nb.explore import Panel, explore
 from nanogpt_nb.gpt import GPT
 from nanogpt_nb.playground import MAP_TOKENS, Playground
@@ -548,6 +548,14 @@ def test_a_notebook_is_given_widgets_picture_and_text(play, monkeypatch):
     panel.job.set()
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     assert sorted(Playground(play.run, play.model, play.tokenizer, "ROMEO")._repr_mimebundle_()) == ["image/png", "text/plain"]
+
+
+def test_without_matplotlib_there_are_words_that_say_what_to_install(play, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(NanoGPTError, match="The picture needs matplotlib"):
+        play.picture()
+    forms = play._repr_mimebundle_()
+    assert list(forms) == ["text/plain"] and forms["text/plain"].startswith(repr(play)) and "pip install matplotlib" in forms["text/plain"]
 
 
 def test_the_process_ends_in_peace_while_text_is_written(runs):

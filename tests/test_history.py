@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lab import Browser, Lab, until, why_not
 
 from nanogpt_nb.compare import compare, draw_curves, labels
-from nanogpt_nb.config import ConfigError, NanoGPTConfig
+from nanogpt_nb.config import ConfigError, NanoGPTConfig, NanoGPTError
 from nanogpt_nb.history import clean, grid, runs, sorted_rows, width_of
 from nanogpt_nb.runs import Run, RunError
 from nanogpt_nb.where import KEYS, SETTINGS, choose, read_where
@@ -424,6 +424,15 @@ def test_the_picture_is_a_small_png_with_words_and_lines_told_apart_without_colo
 
     ax = Figure().subplots()
     assert c.plot(ax) is ax.figure and len(ax.lines) == 8
+
+
+def test_without_matplotlib_a_comparison_is_words_and_says_what_to_install(history, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    c = compare("base", "muon", runs_dir=history)
+    with pytest.raises(NanoGPTError, match="The picture needs matplotlib.*pip install matplotlib"):
+        c.plot()
+    html = c._repr_html_()
+    assert "<img" not in html and "<p>Validation loss over steps: base" in html and "pip install matplotlib" in html and "<table>" in html
 
 
 def test_metrics_of_a_comparison_leave_as_csv_and_pandas(history, tmp_path):

@@ -3,22 +3,24 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from lab import Browser, Lab, until, why_not
 
+import nanogpt_nb
 from nanogpt_nb.args import parse_train
 from nanogpt_nb.config import ConfigError, NanoGPTConfig
-from nanogpt_nb.controls import controls, folder_link, wandb_link
+from nanogpt_nb.controls import Controls, controls, folder_link, wandb_link
 from nanogpt_nb.corpus import CorpusError
 from nanogpt_nb.guard import GOING, holder, words_for
+from nanogpt_nb.guard import trains as trains_run
 from nanogpt_nb.launch import launch, launch_from_args, stop, stop_from_args, wait
 from nanogpt_nb.runs import Run, RunError
 
@@ -179,6 +181,21 @@ def test_killed_at_the_start_and_killed_at_work(runs_dir):
     assert stop(working).state == "stopped" and "error" not in working.status
 
 
+def test_a_package_that_is_not_installed_launches_itself(runs_dir, tmp_path):
+    copy = tmp_path / "check out"
+    shutil.copytree(Path(nanogpt_nb.__file__).parent, copy / "nanogpt_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "nanogpt_nb" / "train.py").write_text("raise ImportError('this is the copy')")
+    code = f"""
+import sys
+sys.path.insert(0, {str(copy)!r})
+from nanogpt_nb.config import NanoGPTConfig
+from nanogpt_nb.launch import launch, wait
+print(wait(launch(NanoGPTConfig.from_json({SHORT.to_json()!r}), "first", {str(runs_dir)!r}), 120).status["error"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "this is the copy" in done.stdout, done.stderr
+
+
 def test_what_is_wrong_is_said_at_once_or_in_the_status(runs_dir, tmp_path):
     (tmp_path / "short.txt").write_text("Too short.")
     with pytest.raises(CorpusError, match="no file"):
@@ -249,11 +266,73 @@ def test_a_run_of_another_machine(runs_dir):
         launch(resume=run)
 
 
-def test_a_run_of_this_process_is_interrupted(runs_dir):
-    run = Run.create(SHORT, "first", runs_dir)
-    with run.lock(), pytest.raises(KeyboardInterrupt):
-        threading.Thread(target=stop, args=(run, 0)).start()
-        time.sleep(30)  # ended by the interrupt
+def side(f, *args, **kwargs) -> tuple[threading.Thread, list]:
+    "A thread that calls `f`, and a list that gets what came of it."
+    told = []
+
+    def call():
+        try:
+            told.append(f(*args, **kwargs))
+        except RunError as e:
+            told.append(e)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread, told
+
+
+def test_a_run_of_this_process_is_interrupted_in_the_main_thread(runs_dir):
+    from nanogpt_nb.train import train
+
+    run = Run(runs_dir / "first")
+    thread, told = side(lambda: until(lambda: run.path.exists() and run.metrics(), "steps", 60) and stop(run, 0))
+    assert train(ENDLESS, name="first", runs_dir=runs_dir, quiet=True) == run and run.state == "stopped"
+    thread.join(30)
+    assert told == [run]
+
+
+def test_a_run_of_this_process_in_a_side_thread_is_not_and_nobody_else_is(runs_dir):
+    from nanogpt_nb.train import train
+
+    enough, run, main = threading.Event(), Run(runs_dir / "first"), Run(runs_dir / "main")
+    thread, ended = side(train, ENDLESS, name="first", runs_dir=runs_dir, quiet=True, on_estimate=lambda row: enough.is_set() and "enough")
+    try:
+        until(lambda: run.path.exists() and run.metrics(), "steps", 60)
+        with pytest.raises(RunError, match="thread of this process"):
+            stop(run, 0)
+        asked = []
+
+        def ask(row):
+            "Called while the main thread trains another run."
+            asked.append(side(stop, run, 0))
+            asked[-1][0].join(30)
+            return "asked"
+
+        train(ENDLESS, name="main", runs_dir=runs_dir, quiet=True, on_estimate=ask)
+        assert main.status["reason"] == "asked" and main.status.get("signal") is None
+        (error,) = asked[0][1]
+        assert "thread of this process" in str(error) and run.state == "running"
+    finally:
+        enough.set()
+        thread.join(60)
+    assert ended == [run] and run.state == "stopped"
+
+
+@pytest.mark.parametrize("module", ["nanogpt_nb.train", "nanogpt_nb.guard"])
+def test_a_trainer_in_a_folder_with_a_space_is_known_by_ps_too(module, tmp_path, monkeypatch):
+    run, other = Run.create(SHORT, "first", tmp_path / "a b"), Run.create(SHORT, "firs", tmp_path / "a b")
+    monkeypatch.chdir(tmp_path)
+    words = [sys.executable, "-c", "input()", "-m", module, "--resume", str(run.path), "--wandb", "offline"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process, monkeypatch.context() as m:
+        for _ in range(2):
+            until(lambda: trains_run(process.pid, run, module), "a trainer that is known")
+            assert not trains_run(process.pid, other, module) and not trains_run(process.pid, run, "nanogpt_nb.follow")
+            m.setattr(Path, "read_bytes", no_proc)
+        process.stdin.close()
+
+
+def no_proc(path: Path) -> bytes:
+    raise FileNotFoundError(path)  # as where there is no /proc
 
 
 # Words
@@ -284,6 +363,26 @@ def test_in_a_terminal(runs_dir, capsys):
 
 def test_without_a_notebook_there_are_no_controls(runs_dir):
     assert controls(Run.create(SHORT, "first", runs_dir)) is None
+
+
+def test_the_commands_told_are_those_that_can_be_typed(tmp_path, monkeypatch, capsys):
+    run = Run.create(SHORT, "first", tmp_path / "a b")
+    monkeypatch.setattr("nanogpt_nb.launch.stop", lambda *_: run)
+    monkeypatch.setattr("nanogpt_nb.launch.command", lambda: "there/nanogpt")
+    assert stop_from_args(SimpleNamespace(run=None, wait=60, runs_dir=run.path.parent)) == 0
+    assert f"there/nanogpt launch --resume first --runs-dir '{run.path.parent}'\n" in capsys.readouterr().out
+
+
+def test_a_run_without_a_checkpoint_says_when_it_can_write(runs_dir):
+    run = Run.create(SHORT, "first", runs_dir, state="starting")
+    about = SimpleNamespace(run=run, tokens=10, text=SimpleNamespace(value="", layout=SimpleNamespace()), sample=SimpleNamespace())
+    about.no_checkpoint, said = lambda: Controls.no_checkpoint(about), []
+    about.say = lambda text, alert=False: said.append((text, alert))
+    Controls._write(about, "ROMEO:")
+    run.set_status("stopped")
+    Controls._write(about, "ROMEO:")
+    (first, second) = said
+    assert "wait for the first estimate" in first[0] and "launch(resume='first')" in second[0] and first[1] and second[1]
 
 
 def test_links_are_safe_and_lead_to_the_folder(tmp_path):

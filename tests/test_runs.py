@@ -223,7 +223,8 @@ def test_broken_files_of_one_run_do_not_hide_the_others(runs_dir):
         bad.config  # noqa: B018 (reading it is the test)
 
 
-GARBAGE = ["[1, 2]", "3", '"abc"', "{}", '{"step": "x"}', '{"step": 1, "val_loss": "low", "seconds": [1]}', '{"step": 2, "val_loss": NaN}', "[" * 100000]
+HUGE = "1" + 400 * "0"
+GARBAGE = [f'{{"step": 1, "val_loss": {HUGE}}}', f'{{"step": {HUGE}, "heartbeat": {HUGE}}}', "[1, 2]", "3", '"abc"', "{}", '{"step": "x"}', '{"step": 1, "val_loss": "low", "seconds": [1]}', '{"step": 2, "val_loss": NaN}', "[" * 100000]
 
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "status.json", "config.json"])
@@ -235,6 +236,7 @@ def test_garbage_in_one_run_is_passed_over(file, garbage, runs_dir):
     rows = {r["name"]: r for r in (run.summary() for run in list_runs(runs_dir))}
     assert rows["good"]["val_loss"] == 4.0 and rows["bad"]["val_loss"] is None
     json.dumps(list(rows.values()), allow_nan=False)
+    assert bad.state and bad.samples() == []
     bad.forget_after(0)
     assert "good" in [run.name for run in list_runs(runs_dir)] and all(run.summary()["name"] for run in list_runs(runs_dir))
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from nanogpt_nb.config import ConfigError, NanoGPTConfig
 from nanogpt_nb.runs import Run
 from nanogpt_nb.space import Space, dimension, make_space, read_space
 from nanogpt_nb.study import Sweep, find_sweep
-from nanogpt_nb.sweep import parse_sweep, sweep, train_command
+from nanogpt_nb.sweep import _Face, parse_sweep, sweep, train_command
 
-TEXT = (str(Path(__file__)),)  # this file is text enough
+FOLDER = tempfile.TemporaryDirectory()
+TEXT = (str(Path(FOLDER.name, "text.txt")),)
+Path(*TEXT).write_text("\n".join(f"{i} times {i} is {i * i}, and {i} more is {i * i + i}." for i in range(600)))
 TINY = NanoGPTConfig.preset("tiny").replace(block_size=8, max_iters=12, eval_interval=4, eval_iters=2, sample_tokens=0, data=TEXT)
 
 
@@ -264,6 +267,49 @@ def test_a_trial_with_a_damaged_checkpoint_is_put_aside_and_done_again(runs_dir,
     assert len(list((found.path / "damaged").iterdir())) == 1
 
 
+@pytest.mark.parametrize("how", ["missing", "empty", "garbage", "of another sweep", "malformed"])
+def test_an_account_that_cannot_be_read_is_told_in_a_sentence(how, runs_dir):
+    space = {"n_layer": [1, 2]}
+    db = sweep(space, TINY, trials=1, method="grid", name="n", runs_dir=runs_dir, quiet=True).path / "study.db"
+    if how == "missing":
+        db.unlink()
+    elif how == "of another sweep":
+        shutil.copy(sweep(space, TINY, trials=1, method="grid", name="m", runs_dir=runs_dir, quiet=True).path / "study.db", db)
+    elif how == "malformed":
+        db.write_bytes(db.read_bytes()[:4096] + b"\xff" * 4096 * 3 + db.read_bytes()[4096 * 4 :])
+    else:
+        db.write_bytes(b"" if how == "empty" else b"This is no database. " * 1000)
+    before = db.read_bytes() if db.exists() else None
+    for ask in (lambda: find_sweep("n", runs_dir).rows(), lambda: sweep(None, name="n", runs_dir=runs_dir, quiet=True)):
+        with pytest.raises(RunError, match="study.db cannot be used .*the runs are whole") as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+    assert (db.read_bytes() if db.exists() else None) == before
+    assert find_sweep("n", runs_dir).run(0).checkpoint()
+
+
+@pytest.mark.parametrize("what", ["report", "should_prune"])
+def test_an_account_on_a_full_disk_is_told_and_the_trial_waits(what, runs_dir, monkeypatch):
+    import optuna
+
+    space, real = {"n_layer": [1, 2]}, getattr(optuna.trial.Trial, what)
+
+    def full(self, *args):
+        "SQLite's own words, as far as they can be had without a disk to fill."
+        with self.study._storage._backend.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA query_only = ON" if what == "report" else "ALTER TABLE trials RENAME TO gone")
+        return real(self, *args)
+
+    with monkeypatch.context() as m:
+        m.setattr(optuna.trial.Trial, what, full)
+        with pytest.raises(RunError, match="study.db cannot be used .*(readonly|no such table).*the runs are whole"):
+            sweep(space, TINY, method="grid", name="n", runs_dir=runs_dir, quiet=True)
+    assert "study.db cannot be used" in Run(runs_dir / "n-000").status["error"]
+    if what == "report":
+        found = sweep(space, TINY, method="grid", name="n", runs_dir=runs_dir, quiet=True)
+        assert [r["state"] for r in found.rows()] == ["finished"] * 2
+
+
 def test_a_run_of_somebody_else_is_not_touched(runs_dir):
     mine = Run.create(TINY, "n-000", runs_dir)
     before = sorted(p.name for p in mine.path.iterdir())
@@ -358,13 +404,40 @@ def test_the_words_of_the_command():
 
 
 def test_looking_costs_no_torch(tmp_path):
-    code = "import nanogpt_nb.study, nanogpt_nb.pictures, nanogpt_nb.space, nanogpt_nb.sweep, sys; print([m for m in ('torch', 'optuna', 'matplotlib', 'pandas') if m in sys.modules])"
+    code = "import nanogpt_nb.study, nanogpt_nb.pictures, nanogpt_nb.space, nanogpt_nb.sweep, sys; print([m for m in ('torch', 'optuna', 'sqlite3', 'matplotlib', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
     assert Sweep(tmp_path / "none.sweep").about == {}
 
 
 # In a notebook
+
+
+class Handle:
+    "Keeps what a notebook would show."
+
+    def __init__(self):
+        self.shown = []
+
+    def update(self, data, raw):
+        self.shown.append(data["text/plain"])
+
+
+def test_in_a_notebook_the_news_of_wandb_stay_in_sight(runs_dir, capsys):
+    found = sweep({"n_layer": [1]}, TINY, method="grid", name="n", runs_dir=runs_dir, quiet=True)
+    (found.run(0).path / "wandb.json").write_text(json.dumps({"news": ["W&B keeps it here.", "Another sentence."]}))
+    handle = Handle()
+    with _Face(found, False) as face:
+        face.handle = handle
+        face.ended(0)
+        face.step(0, {"step": 4, "val_loss": 2.0})
+    assert len(handle.shown) == 3
+    for text in handle.shown:
+        assert text.splitlines()[1:] == ["W&B keeps it here."]
+    with _Face(found, False) as face:
+        face.ended(0)
+        face.ended(0)
+    assert capsys.readouterr().out.count("W&B keeps it here.") == 1
 
 
 def test_in_a_notebook_one_line_changes_and_an_interrupt_stops_gracefully(tmp_path):

@@ -1,10 +1,14 @@
 "Weights & Biases: the real client against a stand-in of the server, with everything that goes wrong."
 
+import errno
 import json
 import os
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +22,7 @@ from nanogpt_nb.backlog import Refused, Rows, cure, server_has
 from nanogpt_nb.config import ConfigError, NanoGPTConfig
 from nanogpt_nb.runs import Run
 from nanogpt_nb.sync import SyncError, figures, import_offline, records, sync, unsent
-from nanogpt_nb.track import Tracker, api_key, start_follower, start_tracking, tracking_mode
+from nanogpt_nb.track import BUSY, Tracker, api_key, later, start_follower, start_tracking, tracking_mode
 
 DEADLINE = 60.0
 TRANSMIT = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1", "WANDB__STATS_SAMPLING_INTERVAL": "1"}
@@ -33,10 +37,10 @@ def nobody(monkeypatch, tmp_path):
     for name, value in {**TRANSMIT, **RETRY, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "NETRC": str(tmp_path / ".netrc")}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(track, "PATIENCE", 20)
-    before = len(track._STARTED)
+    before = list(track._STARTED)
     yield
-    for process in track._STARTED[before:]:
-        if process.poll() is None:
+    for process in track._STARTED:
+        if process not in before and process.poll() is None:
             process.kill()
             process.wait()
 
@@ -162,6 +166,49 @@ def test_broken_settings_are_no_settings(tmp_path, monkeypatch, content):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     (tmp_path / "settings").write_text(content)
     assert tracking_mode() == "online"
+
+
+def test_settings_with_a_section_twice_are_no_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".config" / "wandb").mkdir(parents=True)
+    (tmp_path / ".config" / "wandb" / "settings").write_text("[default]\nmode = online\n")
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nmode = offline\nbase_url = https://wandb.example.com\n[default]\nmode = offline\n")
+    assert tracking_mode() == "online" and track.wandb_host() == track.HOST  # the other file is heeded
+
+
+ILL = {
+    "config": {"WANDB_CONFIG_DIR": "~nosuchuser/x"},
+    "netrc": {"NETRC": "~nosuchuser/x"},
+    "address": {"WANDB_BASE_URL": "http://[bad"},
+    "home": {"HOME": "/" + "x" * 300, "NETRC": ""},
+    "long": {"WANDB_CONFIG_DIR": "x" * 5000},
+}
+
+
+@pytest.mark.parametrize("ill", ILL)
+def test_ill_settings_are_no_settings(tmp_path, monkeypatch, ill):
+    write_netrc(tmp_path, "api.wandb.ai")
+    for name, value in ILL[ill].items():
+        monkeypatch.setenv(name, value)
+    with_key = ill in ("config", "long")
+    assert (api_key(), tracking_mode()) == ((KEY, "online") if with_key else (None, "offline"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Could not determine\nhome directory"), PermissionError(13, "Permission denied")])
+def test_settings_that_nobody_foresaw_cost_w_and_b_and_not_the_training(make, monkeypatch, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(track, "can_log_in", fail)
+    run = make()
+    with training(run) as tracker:
+        (news,) = tracker.news()
+        assert type(error).__name__ in news and "--wandb disabled" in news and later(run) in news and "\n" not in news
+    tracker.finish()
+    assert tracker.news() == [] and tracker.mode == "disabled" and not (run.path / "wandb").exists()
+    with pytest.raises(ConfigError):
+        start_tracking(run, "on")
 
 
 @pytest.mark.parametrize(
@@ -384,6 +431,91 @@ def test_a_run_that_began_without_the_server_goes_online_when_it_is_back(server,
     assert over(tracker) == 0
     assert_all_there(server, run)
     assert f"W&B shows the run at {run.wandb['url']}" in tracker.news()
+
+
+RAW = {
+    "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "cut": b'HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n{"data"',
+    "no JSON": b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n<htm",
+    "a list": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+}
+
+
+@pytest.mark.parametrize("answer", RAW)
+def test_an_answer_that_is_none_is_as_good_as_no_server(monkeypatch, answer):
+    def give(listening):
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(RAW[answer])
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=give, args=(listening,), daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        with pytest.raises(Refused, match="cannot be reached") as e:
+            server_has("nobody", "nanogpt", None)
+    assert e.value.passing
+
+
+def test_an_address_that_is_none_is_told(make, monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://[bad")
+    run = make()
+    with training(run, mode="online") as tracker:
+        assert over(tracker) == 1
+        news = " ".join(tracker.news())
+    assert "http://[bad, is not one: correct WANDB_BASE_URL" in news and "pip install" not in news and later(run) in news
+
+
+def test_a_full_disk_is_told_and_is_no_reason_to_install():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "The disk is full" in cure(full) and "pip" not in cure(full)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_what_cannot_be_logged_is_told_all_the_same(make, tmp_path, monkeypatch):
+    shadow(tmp_path, monkeypatch, "raise OSError(28, 'No space left on device')")
+    run = make()
+    (run.path / "wandb").mkdir()
+    (run.path / "wandb" / "follower.log").symlink_to("/dev/full")
+    with training(run, mode="offline") as tracker:
+        train(run, (0, 10))
+        assert over(tracker) == 1
+        assert "The disk is full" in " ".join(tracker.news())
+
+
+def test_a_server_that_hangs_does_not_collect_followers(server, make):
+    "Those given up leave nothing behind, and their rows are sent later."
+    server.fault = lambda method, path, operation: "hang"
+    runs, followers = [make(f"trial-{i}") for i in range(4)], []
+    for run in runs:
+        with training(run) as tracker:
+            train(run, (0, 10))
+            followers.append(psutil.Process(tracker.process.pid))
+            if run is runs[0]:
+                assert "cannot be reached" in all_news(tracker)  # it has begun offline
+                core = wait_for(lambda: followers[0].children(recursive=True))
+    assert any("trial-0" in s and later(runs[0]) in s for s in tracker.news())
+    gone, _ = psutil.wait_procs([followers[0], *core], timeout=DEADLINE)
+    assert len(gone) == 1 + len(core) > 1
+    assert [p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in followers[1:]] == [True] * 3
+    mend(server)
+    server.released.set()
+    assert sync(runs[0])[0]["state"] == "sent"
+    assert_all_there(server, runs[0])
+
+
+def test_online_without_a_key_is_told_in_a_sentence(server, make, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY")
+    run = make()
+    with training(run, mode="online") as tracker:
+        train(run, (0, 10))
+        (news,) = wait_for(tracker.news)
+        assert "wandb login" in news and "training is not affected" in news and later(run) in news and "Traceback" not in news
+    assert over(tracker) == 1 and tracker.news() == [] and run.wandb["mode"] == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert sync(run)[0]["state"] == "sent"
+    assert_all_there(server, run)
 
 
 @pytest.mark.slow
@@ -620,13 +752,84 @@ def test_one_follower_at_a_time(server, make):
         train(run, (0, 10))
         server.wait(lambda: lines(server, run) == 3)
         second = start_follower(run, "online", "--sync")
-        assert second.wait(DEADLINE) == 1
+        assert second.wait(DEADLINE) == BUSY
         assert "another process is telling W&B" in (run.path / "wandb" / "follower.log").read_text()
     assert over(tracker) == 0
     assert_all_there(server, run)
 
 
+def nanogpt(*words) -> subprocess.Popen:
+    "The command, as a process."
+    return subprocess.Popen([sys.executable, "-m", "nanogpt_nb.cli", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_syncs_at_once_send_each_row_once(server, make):
+    run = make()
+    train(run, range(0, 100, 10))  # W&B was never told: the run has no id yet
+    run.set_status("finished")
+    both = [nanogpt("runs", "sync", "first", "--runs-dir", run.path.parent) for _ in range(2)]
+    told = [p.communicate(timeout=2 * DEADLINE) for p in both]
+    assert [err for _, err in told] == ["", ""]
+    for process, (out, _) in zip(both, told, strict=True):
+        assert (process.returncode, out.split(":")[0]) in [(0, "first is sent"), (0, "first is there already"), (1, "first is not sent")]
+        assert process.returncode == 0 or "another process is telling W&B of it now" in out
+    assert 0 in [p.returncode for p in both] and len(server.runs) == 1
+    assert_all_there(server, run)
+    assert kept(server, run).console == (run.path / "log.txt").read_text().splitlines()
+    offsets = [chunk["offset"] for file, chunk in streamed(server) if file == "wandb-history.jsonl"]
+    assert offsets == sorted(set(offsets))
+
+
+def streamed(server: WandbServer) -> list[tuple[str, dict]]:
+    "What came in by the file stream, in order."
+    bodies = [body for _, path, _, body in server.requests if path.endswith("/file_stream")]
+    return [pair for body in bodies for pair in (json.loads(body or b"{}").get("files") or {}).items()]
+
+
+def test_looking_for_what_is_unsent_writes_nothing(make):
+    run = make()
+    track.wandb_id(run)
+    train(run, (0, 10))
+    look = lambda: sorted((p.name, p.stat().st_mtime_ns) for p in run.path.rglob("*"))
+    with run.lock():
+        before = look()
+        assert unsent(run.path.parent) == [run]
+    assert look() == before and not (run.path / "wandb").exists()
+
+
+AS_ROOT = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
+CLOSED = {"in the way": lambda run: (run.path / "wandb").write_text("a file"), "read-only": lambda run: run.path.chmod(0o555)}
+
+
+@pytest.mark.parametrize("how", ["in the way", pytest.param("read-only", marks=AS_ROOT)])
+def test_a_folder_that_cannot_be_written_keeps_no_other_from_being_sent(server, make, how):
+    runs = [make(name, created=f"2026-01-0{i}T12:00:00+00:00") for i, name in enumerate(("first", "second"), 1)]
+    for run in runs:
+        track.wandb_id(run)
+        train(run, (0, 10))
+        run.set_status("finished")
+    CLOSED[how](runs[0])
+    try:
+        results = sync(runs_dir=runs[0].path.parent)
+    finally:
+        runs[0].path.chmod(0o755)
+    assert [(r["name"], r["state"]) for r in results] == [("first", "failed"), ("second", "sent")]
+    assert "cannot be written" in results[0]["said"] and str(runs[0].path) in results[0]["said"]
+    assert_all_there(server, runs[1])
+
+
 # Reading W&B's file
+
+
+@pytest.mark.parametrize("how", ["missing", "protobuf", pytest.param("exits", marks=pytest.mark.slow)])
+def test_a_file_that_a_broken_wandb_cannot_read_is_told_with_the_cure(tmp_path, monkeypatch, how):
+    package, code, said = BROKEN[how]
+    shadow(tmp_path, monkeypatch, code, package.replace(".", "/"))
+    (tmp_path / "run.wandb").write_bytes(b":W&B\0\0\0")
+    process = nanogpt("runs", "import", tmp_path / "run.wandb", "--runs-dir", tmp_path / "runs")
+    out, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == SyncError.exit_code and out == ""
+    assert said in err and "pip install" in err and "Traceback" not in err and not (tmp_path / "runs").exists()
 
 
 def test_a_wandb_file_becomes_a_run_again(server, make, tmp_path):
@@ -737,17 +940,96 @@ def test_the_server_is_asked_as_the_client_asks(server, make):
 # The trainer
 
 
-def test_starting_costs_the_trainer_nothing_but_a_process(server, make, monkeypatch):
-    "The trainer's side imports no wandb, keeps no pipe, and waits for nothing even when the server hangs."
+class Clock:
+    "A clock that goes on only while somebody sleeps."
+
+    def __init__(self):
+        self.slept = 0.0
+
+    def time(self) -> float:
+        return self.slept
+
+    monotonic = time
+
+    def sleep(self, seconds: float):
+        self.slept += seconds
+
+
+def test_the_end_of_training_is_waited_at_once_and_not_for_long(server, make, monkeypatch):
+    "Even when the server hangs; and the follower goes on by itself."
     server.fault = lambda method, path, operation: "hang"
     run = make()
     with training(run) as tracker:
+        monkeypatch.setattr(track, "time", clock := Clock())
         assert tracker.process.stdout is tracker.process.stderr is tracker.process.stdin is None
         assert os.getsid(tracker.process.pid) == tracker.process.pid
-        assert tracker.news() == []
-    before = time.monotonic()
-    tracker.finish(patience=0.2)
-    assert time.monotonic() - before < 20 and tracker.process.poll() is None  # it goes on by itself
+        tracker.news()
+        tracker.finish(patience=3)
+        assert clock.slept == 0  # training goes on
+    tracker.finish(patience=3)
+    assert 3 <= clock.slept < 3.1 and tracker.process.poll() is None
+    before = clock.slept
+    tracker.finish(patience=3)
+    tracker.news()
+    assert clock.slept == before
+
+
+TRAINER = """
+import sys
+from nanogpt_nb.runs import Run
+from nanogpt_nb.track import start_tracking
+run = Run(sys.argv[1])
+with run.lock():
+    run.set_status("running")
+    tracker = start_tracking(run, "offline")
+    tracker.news()
+    run.set_status("finished")
+tracker.finish(60)
+print(tracker.news())
+print(sorted({"wandb", "google.protobuf", "requests"} & set(sys.modules)), tracker.process.wait())
+"""
+
+
+def test_the_trainer_loads_nothing_of_w_and_b(make):
+    done = subprocess.run([sys.executable, "-c", TRAINER, str(make().path)], capture_output=True, text=True, timeout=DEADLINE)
+    assert "nanogpt runs sync first" in done.stdout and done.stdout.splitlines()[1:] == ["[] 0"], done.stderr
+
+
+def test_followers_that_have_ended_do_not_stay_as_zombies(make, tmp_path, monkeypatch):
+    shadow(tmp_path, monkeypatch, "raise ImportError('no')")
+    first = start_tracking(make("first"), "offline").process.pid
+    wait_for(lambda: psutil.Process(first).status() == psutil.STATUS_ZOMBIE)
+    second = start_tracking(make("second"), "offline").process
+    assert not psutil.pid_exists(first)
+    assert second in track._STARTED and first not in [p.pid for p in track._STARTED]
+
+
+def test_the_command_for_later_can_be_copied_into_a_shell(tmp_path):
+    for run in (Run(tmp_path / "my runs" / "it's first"), Run(tmp_path / "runs" / "first"), Run("runs/a b")):
+        words = shlex.split(later(run).removesuffix(" sends it to W&B later"))
+        where = [] if run.path.parent == Path("runs") else ["--runs-dir", str(run.path.parent)]
+        assert words == ["nanogpt", "runs", "sync", run.name, *where]
+
+
+def test_news_of_a_folder_with_spaces_have_its_own_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run.create(NanoGPTConfig.preset("tiny"), "first", "my runs")
+    with training(run, mode="offline") as tracker:
+        (news,) = wait_for(tracker.news)
+    assert news.endswith(f"{later(run)}.") and str(tmp_path) not in news
+    assert over(tracker) == 0
+
+
+def test_a_config_that_is_missing_costs_nothing_else(make):
+    run = make()
+    with training(run, mode="offline") as tracker:
+        train(run, (0,))
+        wait_for(lambda: len(Rows(run)) == 2)
+        (run.path / "config.json").unlink()
+        assert over(tracker) == 1
+        assert "config.json is missing" in " ".join(tracker.news()) and tracker.starts == 1
+    assert len(run.metrics()) == len(Rows(run)) == 2
+    assert list(run.path.glob("wandb/offline-run-*/*.wandb")) != []
 
 
 @pytest.mark.slow

@@ -720,3 +720,50 @@ def test_a_tracking_mode_that_there_is_not(mode, runs_dir):
     with pytest.raises(ConfigError, match="online, offline, disabled"):
         train(TINY, runs_dir=runs_dir, wandb=mode)
     assert not runs_dir.exists()
+
+
+def test_a_history_without_weights_is_not_written_over(runs_dir):
+    "Imported, or with its checkpoints deleted: going on would begin at the beginning."
+    run = train(TINY, name="run", runs_dir=runs_dir, quiet=True)
+    for which in ("last", "best"):
+        shutil.rmtree(run.path / which)
+    before = (run.path / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match="no checkpoint to go on from"):
+        train(TINY.replace(max_iters=80), resume=run)
+    assert (run.path / "metrics.jsonl").read_bytes() == before and run.state == "finished"
+
+
+def test_a_run_stopped_before_it_learned_by_its_own_account_speaks_as_it_is(runs_dir, monkeypatch):
+    "Its best checkpoint is the untrained one, of step 0."
+    with monkeypatch.context() as m:
+        signal_at(m, 13)
+        run = train(TINY, name="run", runs_dir=runs_dir, quiet=True)
+    from nanogpt_nb.sample import load_model
+
+    last = Trainer(TINY, load_dataset(TINY))
+    last.load(run.checkpoint())
+    assert torch.equal(load_model(run)[0].lm_head.weight, last.model.lm_head.weight)
+    assert "nanogpt train --resume run" in (run.path / "log.txt").read_text()
+
+
+def test_a_run_folder_that_was_deleted_in_part_is_not_trained_on(runs_dir, monkeypatch):
+    "Deleted while files were still written into it: they come again, and config.json does not."
+    monkeypatch.setattr("nanogpt_nb.loop.BEAT", 0)
+    real = Trainer.train_step
+
+    def train_step(self):
+        if self.step == 10:
+            (runs_dir / "run" / "config.json").unlink()
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    with pytest.raises(RunError, match="moved or deleted"):
+        train(TINY, name="run", runs_dir=runs_dir, quiet=True)
+
+
+def test_a_run_that_was_moved_after_its_end_is_no_failure(runs_dir, capsys):
+    from nanogpt_nb.train import last_words
+
+    run = train(TINY, name="run", runs_dir=runs_dir, quiet=True)
+    run.path.rename(runs_dir / "elsewhere")
+    assert last_words(run) == 0 and "not there any more" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import contextlib
 import io
 import json
 import os
-import pty
+import re
 import select
 import signal
 import subprocess
@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from nbclient import NotebookClient
 
 from nanogpt_nb import watch as watching
+from nanogpt_nb.compare import LINES
 from nanogpt_nb.config import NanoGPTConfig
 from nanogpt_nb.faces import CURVES, GREY, Picture, head_html, letters, screen, tail_html
+from nanogpt_nb.pictures import BLUE, ORANGE, VERMILLION
 from nanogpt_nb.runs import SILENCE, Run
 from nanogpt_nb.view import Tail, View, in_notebook, span
 from nanogpt_nb.watch import Ration, watch, watch_lines
@@ -247,6 +249,11 @@ def test_what_a_model_writes_is_text(ended):
     assert "<script>" not in html and "&lt;script&gt;" in html
 
 
+def test_a_value_and_its_unit_stay_on_one_line(ended):
+    facts = re.sub("<[^>]*>", "", head_html(seen(ended)))
+    assert "15\N{NO-BREAK SPACE}s" in facts and "1,000\N{NO-BREAK SPACE}tokens/s" in facts
+
+
 def luminance(colour):
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     return sum(w * (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4) for w, c in zip((0.2126, 0.7152, 0.0722), channels))
@@ -254,7 +261,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("page", ["#ffffff", "#111111"])
 def test_curves_and_letters_stand_out_on_a_light_and_on_a_dark_page(page):
-    for colour in (GREY, *(CURVES[k]["color"] for k in ("train_loss", "val_loss"))):
+    for colour in (GREY, *LINES, BLUE, ORANGE, VERMILLION, *(CURVES[k]["color"] for k in ("train_loss", "val_loss"))):
         light, dark = sorted((luminance(colour), luminance(page)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) > 3
 
@@ -353,7 +360,22 @@ def test_in_a_pipe_each_estimate_is_one_line_and_it_ends_with_the_run(run):
 def test_lines_of_a_run_that_has_ended(ended):
     said = []
     watch_lines(View(ended), show=said.append)
-    assert len(said) == 1 + 4 + 1 and not in_notebook()
+    assert len(said) == 4 + 1 and not in_notebook()
+    assert "\n".join(said).count("a: finished") == 1
+
+
+def test_rows_of_the_log_have_their_head_above_them(run):
+    run.log("run a: 1 parameter")
+    run.log(head := " step  train loss  val loss  tokens/s     time  it writes")
+    for i in range(300):
+        run.log(f"{i:5}      4.1000    4.2000     1,000     0:01  a text of some length, so that the head is far away")
+    for view in (seen(run), View(run)):  # the second has not looked yet
+        view.refresh()
+        assert len(view.log()) == 6 and view.log()[0] == head and view.log()[1].startswith("  295 ")
+        assert f">{head}\n  295 " in tail_html(view)
+    for i in range(6):
+        run.log(f"going on {i}")
+    assert head not in seen(run).log()
 
 
 def test_watch_names_the_runs_that_there_are(ended):
@@ -364,7 +386,7 @@ def test_watch_names_the_runs_that_there_are(ended):
 @contextlib.contextmanager
 def on_a_terminal(*words, rows=30, columns=90):
     "A process on a terminal of its own; gives it and a function that reads what is new."
-    leader, follower = pty.openpty()
+    leader, follower = pytest.importorskip("pty").openpty()
     env = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(rows), "PYTHONIOENCODING": "utf-8"}
     process = subprocess.Popen(words, stdin=follower, stdout=follower, stderr=follower, env=env, start_new_session=True)
     os.close(follower)
@@ -459,6 +481,7 @@ def test_a_notebook_keeps_words_and_a_small_png_of_a_run_that_has_ended(kernel, 
     assert mimes(outputs) == PLAIN and len(json.dumps(outputs)) < 60_000
     assert base64.b64decode(outputs[1]["data"]["image/png"]).startswith(b"\x89PNG")
     assert "finished" in words(outputs) and "Loss over 30 steps" in words(outputs) and "ROMEO" in words(outputs)
+    assert re.search("<details.*>Loss over 30 steps.*</details>", outputs[2]["data"]["text/html"], re.S)  # a PNG has no words for a screen reader
 
 
 @pytest.mark.parametrize("widgets", [True, False])
@@ -530,6 +553,68 @@ def test_an_error_in_training_leaves_the_view_with_the_reason(kernel, text):
     outputs = kernel.run(TRAIN.format(steps=60, text=text, name="bad").replace("eval_iters=2", "eval_iters=2, learning_rate=1e30").replace("run =", "with contextlib.suppress(Exception): run ="))
     assert "bad: failed: The loss became" in words(outputs) and mimes(outputs)[0] == PLAIN[0]
     assert kernel.run("Watching.live")[0]["data"]["text/plain"] == "{}"
+
+
+def test_a_picture_of_a_sweep_has_words_below_it_and_no_ground(kernel):
+    from PIL import Image
+
+    outputs = kernel.run("from nanogpt_nb import pictures\npictures.Picture(pictures.axes()[0], 'what <it> shows')")
+    assert mimes(outputs) == [["image/png", "text/plain"], ["text/html"]]
+    assert "what &lt;it&gt; shows" in outputs[1]["data"]["text/html"] and outputs[0]["data"]["text/plain"] == "what <it> shows"
+    assert Image.open(io.BytesIO(base64.b64decode(outputs[0]["data"]["image/png"]))).convert("RGBA").getpixel((1, 1))[3] == 0
+
+
+BREAK = """
+import time
+from nanogpt_nb.faces import Picture
+png, count = Picture.png, []
+def broken(self, view, scale=1):
+    count.append(scale)
+    if {when}: raise {error}("no ink")
+    return png(self, view, scale)
+def wait(row):
+    end = time.monotonic() + 60
+    while len(count) < {looks}: assert time.monotonic() < end; time.sleep(0.01)
+ration, w.Ration = w.Ration, lambda share, first, later: ration(1, 0, 0)
+Picture.png = broken
+"""
+MEND = "Picture.png, w.Ration = png, ration"
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+@pytest.mark.parametrize("when,looks", [("True", 1), ("len(count) == 2", 2), ("scale == 2", 1)], ids=["start", "middle", "end"])
+def test_a_picture_that_fails_harms_neither_training_nor_the_words(kernel, text, when, looks, widgets):
+    name = f"faint-{looks}-{len(when)}-{widgets}"
+    kernel.run(f"w.widgets_work = lambda: {widgets}")
+    kernel.run(BREAK.format(when=when, looks=looks, error="RuntimeError"))
+    try:
+        outputs = kernel.run(TRAIN.format(steps=60, text=text, name=name).replace("wandb=", "on_estimate=wait, wandb="))
+        assert kernel.run("run.state, count.count(2), len(Watching.live)")[0]["data"]["text/plain"] == f"('finished', {int(looks == 1 and when != 'True')}, 0)"
+    finally:
+        kernel.run(MEND)
+    assert not any(o["output_type"] == "stream" for o in outputs) and not any(WIDGET in o["data"] for o in outputs)
+    assert f"{name}: finished" in words(outputs) and words(outputs).count("RuntimeError: no ink") == 1
+    assert "no ink" in outputs[0]["data"]["text/html"] and not any("image/png" in o["data"] for o in outputs)
+
+
+def test_an_interrupt_during_the_last_picture_comes_too_late(kernel, text):
+    kernel.run(BREAK.format(when="count.count(2) == 1 and scale == 2", looks=0, error="KeyboardInterrupt"))
+    try:
+        outputs = kernel.run(TRAIN.format(steps=60, text=text, name="late"))
+        assert kernel.run("run.state, count.count(2), len(Watching.live)")[0]["data"]["text/plain"] == "('finished', 2, 0)"
+    finally:
+        kernel.run(MEND)
+    assert mimes(outputs) == PLAIN and "late: finished" in words(outputs)
+
+
+def test_where_no_view_can_begin_train_prints_its_lines(kernel, text):
+    kernel.run("face, w.head_html = w.head_html, None")
+    try:
+        outputs = kernel.run(TRAIN.format(steps=60, text=text, name="lines"))
+    finally:
+        kernel.run("w.head_html = face")
+    said = "".join(o["text"] for o in outputs if o["output_type"] == "stream")
+    assert "There is no live view (TypeError" in said and "finished at step 60 of 60" in said
 
 
 def test_without_matplotlib_and_widgets_there_are_words(ended, tmp_path):
