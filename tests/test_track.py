@@ -730,7 +730,10 @@ def test_sync_without_a_key_says_what_to_do(make, tmp_path):
     run = make()
     with pytest.raises(SyncError, match="wandb login"):
         sync(run)
-    assert sync(runs_dir=tmp_path / "none") == []
+    with pytest.raises(SyncError, match="no folder"):
+        sync(runs_dir=tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert sync(runs_dir=tmp_path / "empty") == []
 
 
 def test_sync_says_which_run_could_not_be_sent_and_why(server, make):
