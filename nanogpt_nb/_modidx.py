@@ -706,6 +706,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'nanogpt_nb.track._settings': ('track.html#_settings', 'nanogpt_nb/track.py'),
                                   'nanogpt_nb.track.api_key': ('track.html#api_key', 'nanogpt_nb/track.py'),
                                   'nanogpt_nb.track.can_log_in': ('track.html#can_log_in', 'nanogpt_nb/track.py'),
+                                  'nanogpt_nb.track.check_mode': ('track.html#check_mode', 'nanogpt_nb/track.py'),
                                   'nanogpt_nb.track.later': ('track.html#later', 'nanogpt_nb/track.py'),
                                   'nanogpt_nb.track.start_follower': ('track.html#start_follower', 'nanogpt_nb/track.py'),
                                   'nanogpt_nb.track.start_tracking': ('track.html#start_tracking', 'nanogpt_nb/track.py'),

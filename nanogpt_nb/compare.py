@@ -49,13 +49,13 @@ def what_differs(rows:list[dict]) -> dict[str, list]:
     every = {k: [row.get(k) for row in rows] for k in keys if k not in ("name", "state", "created", "host", "group", "steps", *NUMBERS)}
     return {{"device": "device used", "git_commit": "commit"}.get(k, k): v for k, v in every.items() if any(o != v[0] for o in v)}
 
-# %% ../nbs/06e_compare.ipynb #038d45aa
+# %% ../nbs/06e_compare.ipynb #90133707
 def result(row:dict, metrics:list[dict]) -> dict:
     "What came of a run: state, the best val_loss and where, steps, seconds, dollars, tokens_per_second, parameters."
     best = min((m for m in metrics if "val_loss" in m), key=lambda m: m["val_loss"], default={})
     last = {k: m[k] for m in metrics for k in ("step", "seconds", "dollars") if k in m}
     return dict(state=row["state"], val_loss=best.get("val_loss"), best_step=best.get("step"), train_loss=best.get("train_loss"),
-                steps=last.get("step", row["steps"]), seconds=last.get("seconds", row["seconds"]), dollars=last.get("dollars"),
+                steps=max(last.get("step") or 0, row["steps"] or 0), seconds=row["seconds"] or last.get("seconds"), dollars=last.get("dollars"),
                 tokens_per_second=row["tokens_per_second"], parameters=row["parameters"])
 
 # %% ../nbs/06e_compare.ipynb #69a3fcd3

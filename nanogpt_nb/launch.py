@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['launch', 'wait', 'stop', 'launch_from_args', 'stop_from_args']
 
-# %% ../nbs/30b_launch.ipynb #80e658b9
+# %% ../nbs/30b_launch.ipynb #186c2f90
 import os, shlex, signal, socket, subprocess, sys, threading, time
 from pathlib import Path
 from .config import ConfigError, NanoGPTConfig, preset_for
 from .corpus import open_corpus
 from .guard import GOING, environment, holder, last_line, trains, words_for
 from .runs import Run, RunError, command, find_run, list_runs
+from .track import check_mode
 
 # %% ../nbs/30b_launch.ipynb #84cf9e32
 def launch(config:NanoGPTConfig|None=None, # None: the preset that suits this machine, or the run that is resumed
@@ -29,10 +30,10 @@ def launch(config:NanoGPTConfig|None=None, # None: the preset that suits this ma
     config = _at_home(config or NanoGPTConfig.preset(preset_for()))
     return _start(Run.create(config, name, runs_dir, state="starting", **(dict(group=group) if group else {})), words, new=True)
 
-# %% ../nbs/30b_launch.ipynb #f61cd976
+# %% ../nbs/30b_launch.ipynb #4bc5d6cc
 def _check(config, wandb):
     "Refuse what is not a configuration, or not a mode of W&B."
-    if wandb not in (modes := ("auto", "online", "offline", "disabled")): raise ConfigError(f"wandb={wandb!r} is not known; choose one of {', '.join(modes)}.")
+    check_mode(wandb)
     if config is not None and not isinstance(config, NanoGPTConfig): raise ConfigError(f"config={config!r} is not a NanoGPTConfig; make one, for instance NanoGPTConfig.preset('cpu').")
 
 # %% ../nbs/30b_launch.ipynb #24a76b1e

@@ -160,14 +160,14 @@ def _config(told:dict) -> NanoGPTConfig:
     try: return NanoGPTConfig.from_json(json.dumps({k: v for k, v in told.items() if k in names}), tell=lambda _: None)
     except ConfigError as e: raise SyncError(f"Its configuration cannot be read: {e}") from None
 
-# %% ../nbs/09e_sync.ipynb #e6a4e7e5
+# %% ../nbs/09e_sync.ipynb #16672965
 def _about(told:dict) -> dict:
     "What else config.json is to say."
     config, run = told["config"], told["run"]
     start = datetime.fromtimestamp(run.start_time.seconds, timezone.utc).isoformat(timespec="seconds")
     about = dict(created=config.get("created") or start, host=run.host, git_commit=config.get("git_commit") or run.git.commit or None, parameters=config.get("parameters"),
                  device=config.get("device_name") or config.get("device"), versions={}, group=run.run_group or None,
-                 corpus=dict(name=config.get("corpus"), sha256=config.get("corpus_sha256"), note="imported from W&B"))
+                 corpus=dict(name=config.get("corpus"), sha256=config.get("corpus_sha256"), note="imported from W&B"), imported=True)
     return {k: v for k, v in about.items() if v is not None}
 
 # %% ../nbs/09e_sync.ipynb #4b279f7d

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'train', 'agree', 'train_from_args', 'last_words', 'main']
 
-# %% ../nbs/07c_train.ipynb #1484e0c9
+# %% ../nbs/07c_train.ipynb #26215dc2
 import contextlib, json, os, shlex, shutil, signal, sys
 from pathlib import Path
 import torch
@@ -15,10 +15,10 @@ from .loop import Loop, Show, StopRequest, COLUMNS
 from .runs import Run, RunError, command, find_run, read_json
 from .sample import resolve_device
 from .tokenizer import load_tokenizer
-from .track import start_tracking
+from .track import check_mode, start_tracking
 from .trainer import EVAL_TOKENS, Trainer, TrainError
 
-# %% ../nbs/07c_train.ipynb #cf4cd812
+# %% ../nbs/07c_train.ipynb #0b7bca0d
 def train(config:NanoGPTConfig|None=None, # None: the preset that suits this machine, or the run that is resumed
           resume:Run|str|Path|None=None, # a run to go on with
           name:str|None=None, # of the new run; None: the time
@@ -29,7 +29,7 @@ def train(config:NanoGPTConfig|None=None, # None: the preset that suits this mac
           on_estimate=None, # called with each row of losses; what it returns, if true, is a reason to stop
           ) -> Run:
     "Train a model as `config` says, in a run folder; stopped by Ctrl-C or a signal, it can be resumed."
-    if wandb not in (modes := ("auto", "online", "offline", "disabled")): raise ConfigError(f"wandb={wandb!r} is not known; choose one of {', '.join(modes)}.")
+    check_mode(wandb)
     more = dict(quiet=quiet, wandb=wandb, artifact=artifact, on_estimate=on_estimate)
     if resume is not None: return _train_in(find_run(resume, runs_dir), config, **more)
     if config is None: config = NanoGPTConfig.preset(preset_for(resolve_device().type))
@@ -174,11 +174,11 @@ def agree(run:Run, config:NanoGPTConfig|None) -> NanoGPTConfig:
         raise RunError(f"The run {run.name!r} has taken {done} steps already; go on with a --max-iters above that, or start a new run.")
     return config
 
-# %% ../nbs/07c_train.ipynb #22adffc4
+# %% ../nbs/07c_train.ipynb #2d474695
 def _has_only_numbers(run) -> bool:
     "Whether the run was imported, or its checkpoints were deleted."
     ended = run.status.get("state") in ("finished", "stopped") and run.status.get("step", 0) > 0
-    return not run.checkpoint_folders() and not (run.path/"last").exists() and (ended or run.about["corpus"].get("note") == "imported from W&B")
+    return not run.checkpoint_folders() and not (run.path/"last").exists() and (ended or run.about.get("imported"))
 
 # %% ../nbs/07c_train.ipynb #e4db50cb
 def _corpus(dataset) -> dict:

@@ -185,15 +185,15 @@ def live(run:Run|str|Path): # the run that is trained inside `with`
     finally:
         if watching: watching.end()
 
-# %% ../nbs/10d_watch.ipynb #78b8cdaf
+# %% ../nbs/10d_watch.ipynb #c0159fed
 def watch_terminal(view:View, every:float=1.): # seconds between two looks
     "Show `view` on the terminal until the run has ended."
     from rich.console import Console
     from rich.live import Live
-    console = Console(highlight=False)
+    console, size = Console(highlight=False), None
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as shown:
         while True:
-            view.refresh(); shown.update(screen(view, console), refresh=True)
+            if view.refresh() or size != console.size or view.silent > 30: size = console.size; shown.update(screen(view, console), refresh=True)
             if view.ended: return
             time.sleep(every)
 

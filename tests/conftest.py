@@ -17,3 +17,22 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run it with --slow or SLOW=1"))
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory, request):
+    "A folder with a text, the module's TEXT, and two small runs on it: of characters and of byte pairs."
+    import torch
+
+    from nanogpt_nb.config import NanoGPTConfig
+    from nanogpt_nb.train import train
+
+    home = tmp_path_factory.mktemp("home")
+    (home / "text.txt").write_text(request.module.TEXT, encoding="utf-8")
+    config = NanoGPTConfig.preset("tiny").replace(max_iters=30, eval_interval=15, eval_iters=2, data=(str(home / "text.txt"),))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(config, name="chars", runs_dir=home / "runs", quiet=True)
+    train(config.replace(tokenizer="bpe", bpe_vocab_size=300), name="pairs", runs_dir=home / "runs", quiet=True)
+    torch.set_num_threads(threads)
+    return home

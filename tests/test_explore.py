@@ -53,7 +53,6 @@ from nanogpt_nb.portrait import (
 from nanogpt_nb.runs import RunError
 from nanogpt_nb.sample import next_probs
 from nanogpt_nb.tokenizer import BPETokenizer, CharTokenizer, TokenizerError
-from nanogpt_nb.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (
@@ -63,17 +62,8 @@ TEXT = (
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    "A folder with two small runs: of characters and of byte pairs."
-    home = tmp_path_factory.mktemp("home")
-    (home / "text.txt").write_text(TEXT, encoding="utf-8")
-    config = NanoGPTConfig.preset("tiny").replace(max_iters=30, eval_interval=15, eval_iters=2, data=(str(home / "text.txt"),))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    train(config, name="chars", runs_dir=home / "runs", quiet=True)
-    train(config.replace(tokenizer="bpe", bpe_vocab_size=300), name="pairs", runs_dir=home / "runs", quiet=True)
-    torch.set_num_threads(threads)
-    return home / "runs"
+def runs(two_runs):
+    return two_runs / "runs"
 
 
 @pytest.fixture(params=["chars", "pairs"])

@@ -15,23 +15,13 @@ from nanogpt_nb.gpt import GPT
 from nanogpt_nb.runs import RunError
 from nanogpt_nb.sample import KVCache, generate, load_model, next_probs, pieces, sample
 from nanogpt_nb.tokenizer import BPETokenizer, TokenizerError
-from nanogpt_nb.train import train
 
 TEXT = "ROMEO:\nBut, soft! what light through yonder window breaks?\n\nJULIET:\nO Romeo, Romeo! wherefore art thou Romeo? é ñ 😀\n" * 30
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    "A folder with two small runs: of characters and of byte pairs."
-    home = tmp_path_factory.mktemp("home")
-    (home / "text.txt").write_text(TEXT, encoding="utf-8")
-    config = NanoGPTConfig.preset("tiny").replace(max_iters=30, eval_interval=15, eval_iters=2, data=(str(home / "text.txt"),))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    train(config, name="chars", runs_dir=home / "runs", quiet=True)
-    train(config.replace(tokenizer="bpe", bpe_vocab_size=300), name="pairs", runs_dir=home / "runs", quiet=True)
-    torch.set_num_threads(threads)
-    return home
+def home(two_runs):
+    return two_runs
 
 
 def small(preset, **changes):

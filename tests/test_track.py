@@ -20,9 +20,10 @@ from wandb_server import ENTITY, KEY, WandbServer
 from nanogpt_nb import track
 from nanogpt_nb.backlog import Refused, Rows, cure, server_has
 from nanogpt_nb.config import ConfigError, NanoGPTConfig
-from nanogpt_nb.runs import Run
+from nanogpt_nb.runs import Run, RunError
 from nanogpt_nb.sync import SyncError, figures, import_offline, records, sync, unsent
 from nanogpt_nb.track import BUSY, Tracker, api_key, later, start_follower, start_tracking, tracking_mode
+from nanogpt_nb.train import agree
 
 DEADLINE = 60.0
 TRANSMIT = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1", "WANDB__STATS_SAMPLING_INTERVAL": "1"}
@@ -860,6 +861,8 @@ def test_a_wandb_file_that_is_cut_off_gives_what_is_whole(make, tmp_path):
     whole, left = len(list(records(file))), len(list(records(torn)))
     again = import_offline(torn, tmp_path / "imported", name="torn")
     assert 0 < left < whole and again.state == "failed" and "no end" in again.status["error"]
+    with pytest.raises(RunError, match="no checkpoint to go on from"):
+        agree(again, None)
     assert again.metrics() == run.metrics()[: len(again.metrics())] and 0 < len(again.metrics()) < len(run.metrics())
 
 
