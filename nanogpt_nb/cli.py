@@ -8,124 +8,31 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union
+from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
 
 from nanogpt_nb import __version__
-from nanogpt_nb.args import SampleArgs, TrainArgs, end_at_once, exit_code, parse, parse_sample, parse_train, train_defaults
+from nanogpt_nb.args import LaunchArgs, SampleArgs, end_at_once, exit_code, parse, parse_sample, parse_train, train_defaults
+from nanogpt_nb.cli_args import CompletionArgs, DataArgs, ImportArgs, RunsArgs, StopArgs, SyncArgs, WatchArgs
+from nanogpt_nb.cli_remote import COMMANDS as REMOTE
 from nanogpt_nb.config import ConfigError
 from nanogpt_nb.sweep import SweepArgs, parse_sweep, sweep_defaults
 
 ABOUT = "From the bigram model to a full GPT: train on a text, write more of it. nanogpt --version tells the version."
 
 
-@dataclass(frozen=True)
-class RunsArgs:
-    """List the runs, newest first, or compare some of them.
-
-    nanogpt runs sync sends runs to Weights & Biases, and nanogpt runs import makes a run of its .wandb file: each has its own --help."""
-
-    where: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CONDITION ...", help_behavior_hint="(default: all)")] = ()
-    "runs to list, in quotes: 'val_loss<1.7, n_layer>=4', 'state=finished and name~muon'"
-    sort: Annotated[str, tyro.conf.arg(metavar="COLUMN")] = "created"
-    "what to sort by: a column, such as val_loss or name, or a setting; the newest, the lowest loss or the largest comes first"
-    columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING ...", help_behavior_hint="(default: none)")] = ()
-    "settings to show as well, such as n_layer optimizer"
-    compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="(default: list them all)")] = ()
-    "runs to compare, by name or folder: the settings in which they differ, what came of it, their curves and texts"
-    x: Literal["steps", "tokens", "seconds", "dollars"] = "steps"
-    "what the curves of a comparison are drawn over"
-    price_per_hour: Annotated[float | None, tyro.conf.arg(metavar="DOLLARS", help_behavior_hint="(default: what config.json tells)")] = None
-    "what an hour cost, for runs whose config.json does not tell"
-    json: tyro.conf.FlagCreatePairsOff[bool] = False
-    "print JSON, for programs"
-    csv: tyro.conf.FlagCreatePairsOff[bool] = False
-    "print CSV, with every setting; of a comparison, every row of metrics"
-    runs_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
-    "folder that holds the runs"
+parse_launch, launch_defaults = partial(parse_train, kind=LaunchArgs), partial(train_defaults, kind=LaunchArgs)
 
 
-@dataclass(frozen=True)
-class SyncArgs:
-    "Send runs to Weights & Biases, each once. What it has already is not sent again."
+def train(args: LaunchArgs) -> int:
+    "Train, or go on with a run, here or elsewhere."
+    if args.on is not None:
+        from nanogpt_nb.journey import train_there_from_args
 
-    runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="(default: all that it lacks)")]] = ()
-    "runs to send, by name or folder"
-    runs_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
-    "folder that holds the runs"
-
-
-@dataclass(frozen=True)
-class ImportArgs:
-    "Make a run folder from an offline file of Weights & Biases, should only that be left."
-
-    file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE")]]
-    "a .wandb file, or the folder that it is in"
-    name: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: its name there)")] = None
-    "name of the run and of its folder"
-    runs_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
-    "folder that holds the runs"
-
-
-@dataclass(frozen=True)
-class WatchArgs:
-    "Show a run while it trains. Ctrl-C ends the looking, not the run."
-
-    run: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: the newest run)")]] = None
-    "run to watch, by name or folder"
-    every: float = 1.0
-    "seconds between two looks"
-    runs_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
-    "folder that holds the runs"
-
-
-@dataclass(frozen=True)
-class StopArgs:
-    "Have a run write a checkpoint and end, wherever on this machine it is trained."
-
-    run: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: the one that is trained)")]] = None
-    "run to stop, by name or folder"
-    wait: float = 60.0
-    "seconds to wait for its end; 0: not at all"
-    runs_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
-    "folder that holds the runs"
-
-
-@dataclass(frozen=True)
-class DataArgs:
-    "Prepare a text for training, and say what is in it."
-
-    data: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")]] = ("tinyshakespeare",)
-    "tinyshakespeare, files, folders, or - for standard input"
-    tokenizer: Literal["char", "bpe"] = "char"
-    "characters, or byte pairs learned from the text"
-    bpe_vocab_size: int = 512
-    "size of the byte-pair vocabulary"
-    encoding: str = "utf-8"
-    "encoding of the text"
-
-
-@dataclass(frozen=True)
-class CompletionArgs:
-    """Print a script that completes commands and flags with the Tab key.
-
-    - bash: nanogpt completion bash > ~/.local/share/bash-completion/completions/nanogpt
-
-    - zsh: nanogpt completion zsh > ~/.zfunc/_nanogpt
-
-    The folder has to be there (mkdir -p makes it), and zsh has to look there: in ~/.zshrc, before compinit,
-    fpath+=(~/.zfunc). A new shell then knows the flags."""
-
-    shell: tyro.conf.Positional[Literal["bash", "zsh"]]
-    "shell to write for"
-
-
-def train(args: TrainArgs) -> int:
-    "Train, or go on with a run."
+        return train_there_from_args(args)
     with end_at_once():
         from nanogpt_nb.train import train_from_args
     return train_from_args(args)
@@ -182,7 +89,7 @@ def import_(args: ImportArgs) -> None:
     print(f"run {run.path}: {run.summary()['steps']} steps, {run.state}")
 
 
-def launch(args: TrainArgs) -> int:
+def launch(args: LaunchArgs) -> int:
     "Train in a process that goes on when this one ends."
     from nanogpt_nb.launch import launch_from_args
 
@@ -249,8 +156,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command(TrainArgs, train, parse_train, train_defaults),
-    "launch": Command(TrainArgs, launch, parse_train, train_defaults, "Train in a process of its own, which goes on when the terminal is closed."),
+    "train": Command(LaunchArgs, train, parse_launch, launch_defaults),
+    "launch": Command(LaunchArgs, launch, parse_launch, launch_defaults, "Train in a process of its own, which goes on when the terminal is closed."),
     "watch": Command(WatchArgs, watch),
     "stop": Command(StopArgs, stop),
     "sample": Command(SampleArgs, sample, parse_sample),
@@ -259,7 +166,13 @@ COMMANDS = {
     "runs import": Command(ImportArgs, import_),
     "sweep": Command(SweepArgs, sweep, parse_sweep, sweep_defaults),
     "data": Command(DataArgs, data),
+    **{name: Command(*parts) for name, parts in REMOTE.items()},
     "completion": Command(CompletionArgs, completion),
+}
+
+GROUPS = {
+    "host": "Machines to train on: give them names, trust them, look at their GPUs.",
+    "job": "What runs on a machine, whoever started it and whatever became of the connection.",
 }
 
 
@@ -274,8 +187,10 @@ def _dispatch(argv: list[str]) -> int | None:
         return print(f"nanogpt {__version__}")
     if not argv or argv[0].startswith("-"):
         return _parse_all(argv or ["--help"])
-    words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+    words = 2 if " ".join(argv[:2]) in COMMANDS or argv[0] in GROUPS else 1
     name, rest = " ".join(argv[:words]), argv[words:]
+    if argv[0] in GROUPS and (len(argv) == 1 or argv[1].startswith("-")):
+        return parse(_group(argv[0]), argv[1:] or ["--help"], f"nanogpt {argv[0]}", description=GROUPS[argv[0]])
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         guess = f"; did you mean {near[0]}?" if near else "."
@@ -285,15 +200,27 @@ def _dispatch(argv: list[str]) -> int | None:
     return command.run(read(rest, f"nanogpt {name}", **about))
 
 
+def _subcommand(kind: type, name: str, about: str, **default) -> Any:
+    "A type that tyro takes for the command `name`."
+    return Annotated[kind, tyro.conf.subcommand(name, description=about, **default)]
+
+
+def _group(group: str) -> Any:
+    "The commands of two words that begin with `group`, as a type for tyro."
+    inside = [(name.split()[1], c.args) for name, c in COMMANDS.items() if name.startswith(f"{group} ")]
+    return Union[tuple(_subcommand(kind, name, kind.__doc__.splitlines()[0]) for name, kind in inside)]  # noqa: UP007 (joined here, not written)
+
+
 def _parse_all(argv: list[str]) -> None:
     "Parse with every command in one parser, for what is about all of them: help, completion, a flag before the command."
     parsers = []
     for name, command in COMMANDS.items():
-        default = {"default": command.default()} if command.default else {}
-        about = command.about or command.args.__doc__.splitlines()[0]
         if " " not in name:  # those of two words are told of by the first
-            parsers.append(Annotated[command.args, tyro.conf.subcommand(name, description=about, **default)])
-    parse(Union[tuple(parsers)], argv, "nanogpt", description=ABOUT)  # noqa: UP007 (joined here, not written)
+            default = {"default": command.default()} if command.default else {}
+            parsers.append(_subcommand(command.args, name, command.about or command.args.__doc__.splitlines()[0], **default))
+    for name, about in GROUPS.items():
+        parsers.append(_subcommand(make_dataclass(name, [("command", tyro.conf.OmitSubcommandPrefixes[_group(name)])]), name, about))
+    parse(Union[tuple(parsers)], argv, "nanogpt", description=ABOUT)  # noqa: UP007
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def _line(row:dict, text:str) -> str:
     numbers = f"{row['step']:5}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  {row.get('tokens_per_second', 0):8,.0f}"
     return f"{numbers}  {minutes:4}:{seconds:02}  {' / '.join(text.splitlines())}".rstrip()[:shutil.get_terminal_size((96, 24)).columns]
 
-# %% ../nbs/07b_loop.ipynb #ebd320f7
+# %% ../nbs/07b_loop.ipynb #53e151a1
 class Loop:
     "A trainer at work in a run folder."
     def __init__(self, trainer:Trainer, run:Run, show:Show, stop:StopRequest,
@@ -93,8 +93,14 @@ class Loop:
             end = t.step >= c.max_iters
             if (end or t.step % c.eval_interval == 0) and t.evaluated < t.step: self.estimate(end)
             elif c.checkpoint_interval and t.step % c.checkpoint_interval == 0: self.save()
-            if end or self.stop.signal is not None or self.reason: self.save(); return "finished" if end else "stopped"
+            if end or self.asked(): self.save(); return "finished" if end else "stopped"
             self.one_step()
+
+    def asked(self) -> bool:
+        "Whether to stop: for a signal, or for what `on_estimate` gave."
+        number, reason = self.trainer.ranks.agree(self.stop.signal, bool(self.reason))
+        if number is not None: self.stop.signal = number
+        return number is not None or reason
 
 # %% ../nbs/07b_loop.ipynb #ac7553a5
 class Mark:
@@ -135,13 +141,14 @@ def row(self:Loop, since:Mark, **losses) -> dict:
                tokens_per_second=since.speed(t.tokens) or None, utilisation=since.utilisation(t.device))
     return {k: v for k, v in row.items() if v is not None}
 
-# %% ../nbs/07b_loop.ipynb #9ee263b5
+# %% ../nbs/07b_loop.ipynb #dd70c716
 BEAT = 5                                                                           # seconds between two signs of life
 
 @patch
 def beat(self:Loop, now:float):
     "Say in the status how far it is, and on the terminal what is new."
     self.heard = now
+    if self.trainer.ranks.rank: return                                             # rank 0 says it
     if not (self.run.path/"config.json").exists(): raise FileNotFoundError(errno.ENOENT, "config.json is gone", str(self.run.path))
     self.run.set_status("running", **self.standing())
     for sentence in self.news(): self.show(sentence)
@@ -194,12 +201,12 @@ def sound(self:Loop) -> bool:
     if not all(p.isfinite().all() for p in t.model.parameters()): return False
     with evaluating(t.model), t.autocast(): return bool(t.model(*next(windows(t.dataset.val, t.config.block_size, 1, t.device)))[1].isfinite())
 
-# %% ../nbs/07b_loop.ipynb #0936ff50
+# %% ../nbs/07b_loop.ipynb #fdc94894
 @patch
 def write(self:Loop) -> str:
     "A piece of text from the model as it is, kept in samples.txt."
     t = self.trainer
-    if not t.config.sample_tokens: return ""
+    if not t.config.sample_tokens or t.ranks.rank: return ""
     generator, tokenizer = torch.Generator(t.device).manual_seed(t.config.seed + t.step), t.dataset.tokenizer
     start = torch.tensor([[int(t.dataset.val[0])]], device=t.device)              # (1, 1)
     with evaluating(t.model): new = list(stream(t.model, start, t.config.sample_tokens, temperature=0.8, generator=generator))

@@ -143,11 +143,16 @@ def samples(self:Run) -> list[tuple[int, str]]:
     found = re.split(r"^--- step (\d{1,15})\n", text, flags=re.M)[1:]
     return sorted({int(step): text.rstrip("\n") for step, text in zip(found[::2], found[1::2])}.items())
 
-# %% ../nbs/06b_runs.ipynb #6261a179
+# %% ../nbs/06b_runs.ipynb #41415007
 @patch(as_prop=True)
 def wandb(self:Run) -> dict:
     "The run on Weights & Biases: id, project, mode, url; empty for a run that was never there."
     return read_json(self.path/"wandb.json")
+
+@patch(as_prop=True)
+def remote(self:Run) -> dict:
+    "The machine that trains the run: host, path there, job, seen (the time of the last news), home (all of it is here); empty for a run of this machine."
+    return read_json(self.path/"remote.json")
 
 # %% ../nbs/06b_runs.ipynb #00dbd1d8
 try: import fcntl
@@ -163,23 +168,25 @@ def _try_lock(f, exclusive:bool) -> bool:
     except OSError: return False
     return True
 
-# %% ../nbs/06b_runs.ipynb #4ac91038
+# %% ../nbs/06b_runs.ipynb #9c999adf
 @patch
 @contextlib.contextmanager
-def lock(self:Run, patience:float=1.): # seconds to wait for one who only looks
-    "Hold the run for writing; refused while another process does."
+def lock(self:Run, patience:float=1., # seconds to wait for one who only looks
+         take:bool=True): # it is a run of this machine from now on
+    "Hold the run for writing; refused while another process does, or another machine."
     try: f = open(self.path/".lock", "a")
     except OSError as e: raise RunError(f"The run folder {self.path} cannot be written ({e.strerror}); allow it, or copy the folder elsewhere.") from None
+    busy = lambda by: RunError(f"The run {self.name!r} is being trained {by}; wait for it, or stop it with nanogpt stop {self.name}.")
     with f:
         until = time.monotonic() + patience
         while not _try_lock(f, exclusive=True):
-            if time.monotonic() > until:
-                pid = self.status.get("pid")
-                raise RunError(f"The run {self.name!r} is being trained by process {pid}; wait for it, or stop it with nanogpt stop {self.name}.")
+            if time.monotonic() > until: raise busy(f"by process {self.status.get('pid')}")
             time.sleep(0.02)
+        if take and self.remote and self.state in ("starting", "running"): raise busy(f"on {self.remote.get('host')}")
+        if take: (self.path/"remote.json").unlink(missing_ok=True)
         yield
 
-# %% ../nbs/06b_runs.ipynb #99103f8c
+# %% ../nbs/06b_runs.ipynb #694610e4
 SILENCE = 300                                                                      # seconds without a heartbeat
 
 @patch(as_prop=True)
@@ -188,18 +195,26 @@ def state(self:Run) -> str:
     s = self.status
     said = s.get("state", "unknown")
     if said not in ("starting", "running"): return said
+    if there := self.remote: return _state_there(said, there)
     silent = time.time() - s.get("heartbeat", 0) > SILENCE
     if s.get("host") != socket.gethostname(): return "lost" if silent else said
     if self.is_locked(): return said
     return said if said == "starting" and not silent and _is_alive(s.get("pid")) else "killed"
 
-# %% ../nbs/06b_runs.ipynb #a3d76b8a
+def _state_there(said:str, there:dict) -> str: # starting or running; remote.json
+    "The state of a run that another machine trains."
+    if there.get("home"): return "stopped" if _job(there) == "stopped" else "failed" if said == "starting" else "killed"
+    seen = there.get("seen")
+    return said if isinstance(seen, (int, float)) and time.time() - seen < SILENCE else "lost"
+
+def _job(there): return there["job_state"].get("state") if isinstance(there.get("job_state"), dict) else None
+
+# %% ../nbs/06b_runs.ipynb #6be64b8b
 @patch
 def is_locked(self:Run) -> bool:
     "Whether a process on this machine holds the run for writing."
-    try:
-        with open(self.path/".lock") as f: return not _try_lock(f, exclusive=False)
-    except OSError: return False
+    with contextlib.suppress(OSError), open(self.path/".lock") as f: return not _try_lock(f, exclusive=False)
+    return False
 
 # %% ../nbs/06b_runs.ipynb #3b3ed4ec
 def _is_alive(pid:int|None) -> bool:

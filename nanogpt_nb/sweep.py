@@ -41,19 +41,26 @@ def watch_over(self:Sweep, trial, config:NanoGPTConfig, stop, tell):
         if hopeless: return f"pruned at step {step}: a val loss of {loss:.4f} is worse than the median of the trials before"
     return on_estimate
 
-# %% ../nbs/12d_sweep.ipynb #80420120
+# %% ../nbs/12d_sweep.ipynb #07752ef2
 @patch
 def train_one(self:Sweep, number:int, config:NanoGPTConfig, on_estimate, **how): # wandb
     "Train trial `number`, or what is left of it."
+    from nanogpt_nb.spread import train_there
     from nanogpt_nb.train import train
     run, how = self.run(number), dict(quiet=True, on_estimate=on_estimate) | how
-    if run.path.exists() and run.about.get("group") != self.name:
-        raise RunError(f"The run {run.name!r} is there already and is not of the sweep {self.name!r}; rename it, or give the sweep another name.")
-    if run.path.exists() and _damaged(run): run.path.rename(_free(self.path/"damaged"/run.name))
+    if "on" in how: return train_there(self, run, config, **how)
+    self.may_train(run)
     if not run.path.exists(): return train(config, name=run.name, runs_dir=run.path.parent, group=self.name, **how)
     if run.state == "finished" or _pruned(run): return run
     for row in run.estimates(): on_estimate(row)
     return train(resume=run, **how)
+
+@patch
+def may_train(self:Sweep, run:Run):
+    "Refuse a run that is not of this sweep, and put a damaged one aside."
+    if run.path.exists() and run.about.get("group") != self.name:
+        raise RunError(f"The run {run.name!r} is there already and is not of the sweep {self.name!r}; rename it, or give the sweep another name.")
+    if run.path.exists() and _damaged(run): run.path.rename(_free(self.path/"damaged"/run.name))
 
 # %% ../nbs/12d_sweep.ipynb #d9f14fdd
 def _damaged(run:Run) -> bool:
@@ -80,12 +87,13 @@ def close(self:Sweep, trial, value:float|None=None, failed:str=""): # None: prun
         if failed: trial.set_user_attr("failed", failed)
         self.study.tell(trial, value, state=None if value is not None else TrialState.PRUNED)
 
-# %% ../nbs/12d_sweep.ipynb #426af27e
+# %% ../nbs/12d_sweep.ipynb #8a8166ba
 @patch
 def work_on(self:Sweep, trial, settings:dict, stop, tell, **how) -> bool:
     "Train one trial and tell Optuna how it went; False when it was stopped."
     from nanogpt_nb.trainer import TrainError
     config = self.base.replace(**settings)
+    if "on" in how: how["stop"] = stop
     try: run = self.train_one(trial.number, config, self.watch_over(trial, config, stop, tell), **how)
     except TrainError as e: self.close(trial, failed=str(e)); return True
     if run.state == "finished": self.close(trial, min(r["val_loss"] for r in run.estimates()))
@@ -93,7 +101,20 @@ def work_on(self:Sweep, trial, settings:dict, stop, tell, **how) -> bool:
     else: self.signal = stop.signal or run.status.get("signal")
     return run.state == "finished" or _pruned(run)
 
-# %% ../nbs/12d_sweep.ipynb #39851b44
+# %% ../nbs/12d_sweep.ipynb #703a4e13
+@patch
+def work(self:Sweep, stop, face, **how): # wandb, on
+    "Take up one trial after the other until there are no more."
+    while stop.signal is None and (claimed := self.claim()):
+        trial, settings, lock = claimed
+        try:
+            with self.explained(): ended = self.work_on(trial, settings, stop, face.step, **how)
+        finally: lock.release()
+        if not ended: break
+        face.ended(trial.number)
+    self.signal = self.signal or stop.signal
+
+# %% ../nbs/12d_sweep.ipynb #1496f1b8
 def sweep(space:dict|None=None, # field to (low, high[, "log"]) or [values]; None: that of the sweep `name`
           base:NanoGPTConfig|None=None, # the other settings; None: the preset that suits this machine
           trials:int|None=None, # in all, those of before included; None: 20, or the whole grid
@@ -101,20 +122,16 @@ def sweep(space:dict|None=None, # field to (low, high[, "log"]) or [values]; Non
           prune:bool|None=None, # stop the hopeless early; None: yes
           name:str|None=None, # of the sweep; None: made from the fields
           runs_dir:str|Path="runs", quiet:bool=False, # True: show nothing
-          wandb:str="auto") -> Sweep: # Weights & Biases, as for train
+          wandb:str="auto", # Weights & Biases, as for train
+          on:list|None=None) -> Sweep: # machines to train on, one trial at a time on each; None: this one
     "Search `space` for the settings with the lowest validation loss; the same call again goes on."
     from nanogpt_nb.loop import StopRequest
+    from nanogpt_nb.spread import spread
     need("optuna", "A sweep")
     found = _open(space, base, trials, method, prune, name, Path(runs_dir))
     with StopRequest() as stop, _Face(found, quiet) as face:
-        while stop.signal is None and (claimed := found.claim()):
-            trial, settings, lock = claimed
-            try:
-                with found.explained(): ended = found.work_on(trial, settings, stop, face.step, wandb=wandb)
-            finally: lock.release()
-            if not ended: break
-            face.ended(trial.number)
-        found.signal = found.signal or stop.signal
+        if on: spread(found, [on] if isinstance(on, str) else list(on), stop, face, wandb=wandb)
+        else: found.work(stop, face, wandb=wandb)
     return found
 
 # %% ../nbs/12d_sweep.ipynb #53afac12
@@ -218,7 +235,7 @@ def __exit__(self:_Face, kind, *_):
     self.bar.close()
     self.say(f"sweep {self.sweep.name}: {self.standing()}, {time.monotonic() - self.began:.0f} s{'; the same command goes on' * bool(kind or self.sweep.signal is not None)}")
 
-# %% ../nbs/12d_sweep.ipynb #fbf380d3
+# %% ../nbs/12d_sweep.ipynb #f81d0df2
 _SPACE = "settings to search: FIELD=LOW:HIGH, FIELD=LOW:HIGH:log (or linear, or a step), or FIELD=A,B,C"
 
 @dataclass(frozen=True)
@@ -227,6 +244,7 @@ class SweepArgs:
     space: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUES ...", help=_SPACE, help_behavior_hint="(default: that of the sweep --name)")] = ()
     trials: Annotated[int | None, _text("INT", "(default: 20, or the whole grid)")] = None # runs in all, those of before included
     method: Annotated[Literal["tpe", "random", "grid"] | None, _text("{tpe,random,grid}", "(default: tpe)")] = None # tpe learns from the runs before where to look
+    on: Annotated[tuple[str, ...], _text("HOST ...", "(default: here)")] = () # machines to train on, one trial at a time on each
     prune: bool = True # stop runs that are worse than the median
     name: Annotated[str | None, _text("NAME", "(default: made from the fields)")] = None # name of the sweep; its runs are NAME-000, NAME-001, ...
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto" # Weights & Biases, the runs grouped by the sweep's name; auto: online where there is a key, else offline
@@ -241,13 +259,12 @@ def sweep_defaults(argv:list[str]=()) -> SweepArgs:
     d = train_defaults(argv)
     return SweepArgs(preset=d.preset, config=d.config)
 
-# %% ../nbs/12d_sweep.ipynb #8d3fda72
+# %% ../nbs/12d_sweep.ipynb #d1113f6e
 def parse_sweep(argv:list[str]|None=None, # words after the command; None: those of this process
                 prog:str="nanogpt sweep") -> SweepArgs: # what the help calls the command
     "What was typed, with a checked NanoGPTConfig; ConfigError where a setting cannot be, SystemExit for a flag or type that is wrong."
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = parse(SweepArgs, argv, prog, default=sweep_defaults(argv))
-    return replace(args, config=_checked(args.config), given=_given(argv) | ({"prune"} if {"--prune", "--no-prune"} & set(argv) else set()))
+    return replace(args := parse(SweepArgs, argv, prog, default=sweep_defaults(argv)), config=_checked(args.config), given=_given(argv) | ({"prune"} if {"--prune", "--no-prune"} & set(argv) else set()))
 
 # %% ../nbs/12d_sweep.ipynb #c0d9d914
 def train_command(config:NanoGPTConfig) -> str:
@@ -259,13 +276,13 @@ def train_command(config:NanoGPTConfig) -> str:
         words += [f"--{flag}" if v else f"--no-{flag}"] if isinstance(v, bool) else [f"--{flag}", *map(str, v if isinstance(v, tuple) else [v])]
     return shlex.join(words)
 
-# %% ../nbs/12d_sweep.ipynb #49827c47
+# %% ../nbs/12d_sweep.ipynb #7ce72476
 def sweep_from_args(args) -> int: # SweepArgs
     "Search as the command line says; the exit code is 0, or 128 and the number of the signal that stopped it."
     from nanogpt_nb.train import _suited
     if not args.space and args.name is None: raise ConfigError("There is nothing to search; give --space learning_rate=1e-4:1e-2, for instance, or the --name of a sweep to go on with.")
-    space, base = read_space(args.space) if args.space else None, _suited(args) if args.given - {"prune"} else None
-    found = sweep(space, base, args.trials, args.method, args.prune if "prune" in args.given else None, args.name, args.runs_dir, wandb=args.wandb)
+    space, base = read_space(args.space) if args.space else None, (args.config if args.on else _suited(args)) if args.given - {"prune"} else None
+    found = sweep(space, base, args.trials, args.method, args.prune if "prune" in args.given else None, args.name, args.runs_dir, wandb=args.wandb, on=args.on)
     print(f"\n{found}\n")
     if found.best_run: print(f"train longer:  {command()} {train_command(found.best_config.replace(max_iters=4 * found.base.max_iters))}")
     return 128 + found.signal if found.signal is not None else 0

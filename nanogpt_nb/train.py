@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'train', 'agree', 'train_from_args', 'last_words', 'main']
 
-# %% ../nbs/07c_train.ipynb #26215dc2
+# %% ../nbs/07c_train.ipynb #4682430f
 import contextlib, json, os, shlex, shutil, signal, sys
 from pathlib import Path
 import torch
-from .config import ConfigError, NanoGPTConfig, preset_for, write_whole
+from .config import ConfigError, NanoGPTConfig, NanoGPTError, preset_for, write_whole
 from .data import load_dataset
 from .loop import Loop, Show, StopRequest, COLUMNS
+from .ranks import RankError, Ranks, disband, join, rank_here
 from .runs import Run, RunError, command, find_run, read_json
 from .sample import resolve_device
 from .tokenizer import load_tokenizer
 from .track import check_mode, start_tracking
 from .trainer import EVAL_TOKENS, Trainer, TrainError
 
-# %% ../nbs/07c_train.ipynb #0b7bca0d
+# %% ../nbs/07c_train.ipynb #51a493a6
 def train(config:NanoGPTConfig|None=None, # None: the preset that suits this machine, or the run that is resumed
           resume:Run|str|Path|None=None, # a run to go on with
           name:str|None=None, # of the new run; None: the time
@@ -30,40 +31,41 @@ def train(config:NanoGPTConfig|None=None, # None: the preset that suits this mac
           ) -> Run:
     "Train a model as `config` says, in a run folder; stopped by Ctrl-C or a signal, it can be resumed."
     check_mode(wandb)
-    more = dict(quiet=quiet, wandb=wandb, artifact=artifact, on_estimate=on_estimate)
+    ranks = join()
+    if ranks.rank: return _train_along(ranks)
+    more = dict(ranks=ranks, quiet=quiet, wandb=wandb, artifact=artifact, on_estimate=on_estimate)
     if resume is not None: return _train_in(find_run(resume, runs_dir), config, **more)
     if config is None: config = NanoGPTConfig.preset(preset_for(resolve_device().type))
     if not isinstance(config, NanoGPTConfig): raise ConfigError(f"config={config!r} is not a NanoGPTConfig; make one, for instance NanoGPTConfig.preset('cpu').")
-    device, dataset = resolve_device(config.device), load_dataset(config)
+    device, dataset = ranks.place(resolve_device(config.device), config.batch_size), load_dataset(config)
     config = config.replace(data=dataset.corpus.sources)                          # found again from any folder
-    run = Run.create(config, name, runs_dir, corpus=_corpus(dataset), device=_device_name(device), **({"group": group} if group else {}))
+    run = Run.create(config, name, runs_dir, corpus=_corpus(dataset), device=_device_name(device, ranks), **({"group": group} if group else {}))
     return _train_in(run, config, dataset, **more)
 
-# %% ../nbs/07c_train.ipynb #937931ba
-def _train_in(run, config, dataset=None, *, quiet, wandb, artifact, on_estimate) -> Run:
+# %% ../nbs/07c_train.ipynb #d9a7172d
+def _train_in(run, config, dataset=None, *, ranks, quiet, wandb, artifact, on_estimate) -> Run:
     "Begin or go on in the folder of `run`."
-    with run.lock(), _live(run, quiet) as seen, _explained(run):
+    with _in_company(ranks) as stop, run.lock(), _live(run, quiet) as seen, _explained(run):
         config = agree(run, config)
-        device, dataset = resolve_device(config.device), dataset or load_dataset(config)
+        device, dataset = ranks.place(resolve_device(config.device), config.batch_size), dataset or load_dataset(config)
         config, about = _same_text(run, config, dataset)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _threads(config, device):
-            trainer = _trainer(run, config, dataset, device, about)
+            trainer = _trainer(run, config, dataset, device, about, ranks)
             tracking = start_tracking(run, wandb, artifact)
             show = Show(run, config, trainer.step, quiet or seen)
-            try: _loop(run, trainer, show, tracking, on_estimate)
+            try: _loop(run, trainer, show, tracking, on_estimate, stop)
             finally:
                 tracking.finish(patience=0 if quiet else 3)
                 for sentence in tracking.news(): show(sentence)
                 show.bar.close()
     return run
 
-# %% ../nbs/07c_train.ipynb #94c9c24b
+# %% ../nbs/07c_train.ipynb #d8eb8258
 def _same_text(run, config, dataset):
     "The configuration, and what config.json is to say of the text; RunError for another text than the run began with."
     was, now = run.about["corpus"].get("sha256"), dataset.corpus.sha256
-    if was is None: config = config.replace(data=dataset.corpus.sources)          # made for another process to train
-    elif was != now: raise RunError(f"The text of {run.name!r} has changed since (sha256 {now[:12]}…, was {was[:12]}…); give the same text with --data, or start a new run.")
-    return config, dict(corpus=_corpus(dataset))
+    if was not in (None, now): raise RunError(f"The text of {run.name!r} has changed since (sha256 {now[:12]}…, was {was[:12]}…); give the same text with --data, or start a new run.")
+    return config.replace(data=dataset.corpus.sources) if was is None else config, dict(corpus=_corpus(dataset))   # None: made for another process to train
 
 # %% ../nbs/07c_train.ipynb #9a45b6f8
 def _live(run, quiet):
@@ -81,19 +83,21 @@ def _threads(config, device):
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/07c_train.ipynb #8bd28da5
-def _trainer(run, config, dataset, device, about) -> Trainer:
+# %% ../nbs/07c_train.ipynb #4821c43e
+def _trainer(run, config, dataset, device, about, ranks) -> Trainer:
     "A trainer at the run's last checkpoint, or at its beginning."
-    trainer = Trainer(config, dataset, device)
+    trainer, found = Trainer(config, dataset, device, ranks), False
     if run.checkpoint_folders() or (run.path/"last").exists():
         if load_tokenizer(run.path/"tokenizer.json") != dataset.tokenizer:
             raise RunError(f"The run {run.name!r} learned with another vocabulary than this text now has; give the text as it was, or start a new run.")
-        trainer.load(run.checkpoint()); _keep_best(run, trainer)
-    about = run.about | about | dict(config=json.loads(config.to_json()), parameters=trainer.model.num_parameters(), device=_device_name(device))
+        trainer.load(run.checkpoint()); _keep_best(run, trainer); found = True
+    about = run.about | about | dict(config=json.loads(config.to_json()), parameters=trainer.model.num_parameters(), device=_device_name(device, ranks))
     write_whole(run.path/"config.json", json.dumps(about, indent=2))
     dataset.tokenizer.save(run.path/"tokenizer.json")
     run.forget_after(trainer.step, trainer.evaluated)
     run.set_status("running", step=trainer.step)
+    ranks.share((run.path.resolve(), config, found))
+    ranks.all_at(trainer.step)
     return trainer
 
 # %% ../nbs/07c_train.ipynb #8e8e4e4f
@@ -102,8 +106,8 @@ def _keep_best(run, trainer):
     about = [read_json(run.path/which/"checkpoint.json") for which in ("last", "best")]
     if about[0].get("val_loss") == trainer.best and about[0].get("step") != about[1].get("step"): run.tidy("last"); run.link_checkpoint()
 
-# %% ../nbs/07c_train.ipynb #ea430aa5
-def _loop(run, trainer, show, tracking, on_estimate):
+# %% ../nbs/07c_train.ipynb #df276d07
+def _loop(run, trainer, show, tracking, on_estimate, stop=None):
     "Say what begins, train, say how it ended."
     c, d = trainer.config, trainer.dataset
     here, there = Path.cwd(), run.path.resolve()
@@ -114,7 +118,7 @@ def _loop(run, trainer, show, tracking, on_estimate):
     if c.compile: trainer.compile(show)
     if trainer.step: show(f"going on from step {trainer.step}")
     show(COLUMNS)
-    with StopRequest() as stop:
+    with contextlib.nullcontext(stop) if stop else StopRequest() as stop:
         loop = Loop(trainer, run, show, stop, on_estimate, tracking.news)
         state = loop.go()
     why = dict(reason=str(loop.reason)) if loop.reason else {}
@@ -122,7 +126,7 @@ def _loop(run, trainer, show, tracking, on_estimate):
     show(f"{state} at step {trainer.step} of {c.max_iters}{f' ({loop.reason})' if why else ''}, best val loss {trainer.best:.4f}, {trainer.seconds:.0f} s")
     if state == "stopped": show(f"to go on: train(resume={run.name!r}), or nanogpt train --resume {run.name}")
 
-# %% ../nbs/07c_train.ipynb #579afd68
+# %% ../nbs/07c_train.ipynb #df30ef72
 @contextlib.contextmanager
 def _explained(run):
     "Mark the run failed and say why, if the block fails."
@@ -137,17 +141,18 @@ def _explained(run):
         if error is e: raise
         raise error from e
 
-# %% ../nbs/07c_train.ipynb #8c0c39c0
+# %% ../nbs/07c_train.ipynb #1eb97dc5
 def _last_step(run): return max((r["step"] for r in run.metrics()), default=0)
 def _signal(e): return dict(signal=int(signal.SIGINT)) if isinstance(e, KeyboardInterrupt) else {}
 
-# %% ../nbs/07c_train.ipynb #aaf4dcdf
+# %% ../nbs/07c_train.ipynb #99c2cb37
 def _explain(run, e):
     "A sentence for the errors that have a known cure."
     if isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e):
         c = run.config
         return TrainError(f"The memory is full with batch_size={c.batch_size}; start again with --batch-size {max(1, c.batch_size // 2)} "
                           f"--gradient-accumulation-steps {2 * c.gradient_accumulation_steps}, which is the same to the model.")
+    if isinstance(e, RankError): return RankError(f"{str(e).rstrip('.')}; go on with nanogpt train --resume {run.name}, from the last checkpoint, which is whole.")
     if isinstance(e, OSError) and not (run.path/"config.json").exists(): return RunError(f"The run folder {run.path} was moved or deleted while training; go on from where it is now, with --resume PATH.")
     if isinstance(e, OSError):
         free = shutil.disk_usage(run.path).free / 1e6
@@ -155,10 +160,41 @@ def _explain(run, e):
                         f"and go on with nanogpt train --resume {run.name}, from the last checkpoint, which is whole.")
     return e
 
-# %% ../nbs/07c_train.ipynb #315dfb83
+# %% ../nbs/07c_train.ipynb #5546ced8
+class _Onlooker(Run):
+    "A run as the ranks other than 0 have it."
+    append = log = set_status = save_checkpoint = link_checkpoint = lambda self, *_, **__: None
+
+@contextlib.contextmanager
+def _in_company(ranks):
+    "Signals are noted inside, and the other ranks waited for at the end; for a process that is alone, nothing."
+    if ranks.world == 1: yield None; return
+    with StopRequest() as stop: yield stop
+    with contextlib.suppress(RankError): ranks.share()
+
+# %% ../nbs/07c_train.ipynb #c7e01766
+def _train_along(ranks) -> Run:
+    "Train the run that rank 0 trains; what goes wrong is told by rank 0."
+    with _in_company(ranks) as stop:
+        path, config, found = ranks.share()
+        try: _steps_along(_Onlooker(path), config, found, ranks, stop)
+        except Exception as e: ranks.leave(error := _explain(Run(path), e)); raise error
+    return Run(path)
+
+# %% ../nbs/07c_train.ipynb #456f6c4d
+def _steps_along(run, config, found, ranks, stop):
+    "Take the steps of `run`, from its checkpoint where rank 0 found one."
+    device = ranks.place(resolve_device(config.device), config.batch_size)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _threads(config, device):
+        trainer = Trainer(config, load_dataset(config, progress=False), device, ranks)
+        if found: trainer.load(run.checkpoint())
+        ranks.all_at(trainer.step)
+        if config.compile: trainer.compile(run.log)
+        Loop(trainer, run, Show(run, config, trainer.step, quiet=True), stop).go()
+
+# %% ../nbs/07c_train.ipynb #847868e5
 MAY_CHANGE = {"max_iters", "eval_interval", "eval_iters", "checkpoint_interval", "sample_tokens", "device", "compile", "data"}
 
-# %% ../nbs/07c_train.ipynb #7e3e40ac
 def agree(run:Run, config:NanoGPTConfig|None) -> NanoGPTConfig:
     "The configuration to go on with: that of the run, with the changes of `config` that are allowed."
     was = run.config
@@ -180,27 +216,29 @@ def _has_only_numbers(run) -> bool:
     ended = run.status.get("state") in ("finished", "stopped") and run.status.get("step", 0) > 0
     return not run.checkpoint_folders() and not (run.path/"last").exists() and (ended or run.about.get("imported"))
 
-# %% ../nbs/07c_train.ipynb #e4db50cb
+# %% ../nbs/07c_train.ipynb #8fa6cfa7
 def _corpus(dataset) -> dict:
     "What config.json says of the text."
     return dict(name=dataset.corpus.name, sha256=dataset.corpus.sha256, note=dataset.corpus.note)
 
-# %% ../nbs/07c_train.ipynb #838d1428
-def _device_name(device:torch.device) -> str:
-    "The device as people call it."
+def _device_name(device:torch.device, ranks:Ranks) -> str:
+    "The device as people call it, and how many of them."
+    if ranks.world > 1: return f"{ranks.world} × {_device_name(device, Ranks())}"
     if device.type == "cuda": return torch.cuda.get_device_name(device)
     n = torch.get_num_threads()
     return f"cpu, {n} thread{'s' * (n > 1)}" if device.type == "cpu" else device.type
 
-# %% ../nbs/07c_train.ipynb #418dc69f
+# %% ../nbs/07c_train.ipynb #42a8f765
 def train_from_args(args) -> int: # TrainArgs
     "Train as the command line says; the exit code is 0, or 128 and the number of the signal that stopped it."
+    if rank_here(): return _along()
     config = args.config
     if args.resume is not None:
         run = find_run(args.resume, args.runs_dir)
         config = run.config.replace(**{k: getattr(args.config, k) for k in args.given - {"preset"}})
         run = train(config, resume=run, wandb=args.wandb, artifact=args.artifact)
     else: run = train(_suited(args), name=args.name, runs_dir=args.runs_dir, wandb=args.wandb, artifact=args.artifact)
+    disband()
     return last_words(run)
 
 # %% ../nbs/07c_train.ipynb #1a28a81e
@@ -224,10 +262,17 @@ def last_words(run:Run) -> int:
     print(f"all runs:      {nanogpt} runs{where}")
     return 0 if state["state"] == "finished" else 128 + (state.get("signal") or signal.SIGINT)
 
-# %% ../nbs/07c_train.ipynb #0759aa03
+# %% ../nbs/07c_train.ipynb #3027fe0c
+def _along(argv=()) -> int:
+    "The exit code of a rank other than 0, which leaves the words to rank 0."
+    if {"-h", "--help"} & set(argv): return 0
+    try: train(); disband(); return 0
+    except (NanoGPTError, KeyboardInterrupt): return 1
+
 def main(argv:list[str]|None=None) -> int:
     "`python -m nanogpt_nb.train`: the same flags, the same numbers."
     from nanogpt_nb.args import exit_code, parse_train
+    if rank_here(): return _along(sys.argv[1:] if argv is None else argv)
     return exit_code(lambda: train_from_args(parse_train(argv, "python -m nanogpt_nb.train")))
 
 # %% ../nbs/07c_train.ipynb #3158b759

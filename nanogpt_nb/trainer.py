@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EVAL_TOKENS', 'TrainError', 'Trainer', 'to_device', 'matmul_dtype']
 
-# %% ../nbs/07a_trainer.ipynb #890d71ed
+# %% ../nbs/07a_trainer.ipynb #6e0d932c
 import dataclasses, io, math, pickle
 from pathlib import Path
 import torch
@@ -14,23 +14,25 @@ from .data import get_batch
 from .bigram import estimate_loss, evaluate
 from .gpt import GPT
 from .optim import lr_factor, make_optimizers, set_lr
+from .ranks import Ranks
 from .runs import RunError
 
 # %% ../nbs/07a_trainer.ipynb #f6d54952
 class TrainError(NanoGPTError):
     "Training that cannot go on."
 
-# %% ../nbs/07a_trainer.ipynb #e0e2a6ce
+# %% ../nbs/07a_trainer.ipynb #82b63232
 class Trainer:
     "Model, optimisers, data order and random states of a run in progress."
-    def __init__(self, config:NanoGPTConfig, dataset, device="cpu"):
+    def __init__(self, config:NanoGPTConfig, dataset, device="cpu",
+                 ranks:Ranks|None=None): # the processes that train it together; None: this one alone
         torch.manual_seed(config.seed)
         self.config, self.dataset, self.device = config, to_device(dataset, device), torch.device(device)
         self.model = self.forward = GPT(config, dataset.tokenizer.vocab_size).to(self.device)
         self.optimizers = make_optimizers(self.model, config)
         self.batches = torch.Generator().manual_seed(config.seed)                 # the order of the data
         self.step, self.seconds, self.best, self.evaluated = 0, 0., math.inf, -1
-        self.dtype = matmul_dtype(config, self.device)
+        self.dtype, self.ranks = matmul_dtype(config, self.device), ranks or Ranks()
 
     @property
     def tokens(self) -> int: return self.step * self.config.batch_size * self.config.block_size * self.config.gradient_accumulation_steps
@@ -51,40 +53,42 @@ def matmul_dtype(config:NanoGPTConfig, device:torch.device) -> torch.dtype:
     quick = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return torch.bfloat16 if device.type == "cpu" and config.n_embd >= 128 and quick() else torch.float32
 
-# %% ../nbs/07a_trainer.ipynb #9d5c2084
+# %% ../nbs/07a_trainer.ipynb #251fa7b5
 @patch
 def train_step(self:Trainer):
     "One update of the weights; the mean loss of its batches, still on the device."
     c, total = self.config, 0.
     set_lr(self.optimizers, lr_factor(c, self.step))
+    self.ranks.reseed(c.seed, self.step)
     for _ in range(c.gradient_accumulation_steps):
-        x, y = get_batch(self.dataset.train, c.batch_size, c.block_size, self.device, self.batches)   # 2 of (B, T)
+        x, y = map(self.ranks.part, get_batch(self.dataset.train, c.batch_size, c.block_size, self.device, self.batches))   # 2 of (B, T)
         with self.autocast(): loss = self.forward(x, y)[1] / c.gradient_accumulation_steps
         loss.backward()
         total = total + loss.detach()
+    total = self.ranks.mean_gradients(self.model, total)
     if c.grad_clip: torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)
     for o in self.optimizers: o.step(); o.zero_grad(set_to_none=True)
     self.step += 1
     return total
 
-# %% ../nbs/07a_trainer.ipynb #78d58998
+# %% ../nbs/07a_trainer.ipynb #38a6ec83
 @patch
 def estimate(self:Trainer) -> dict[str, float]:
     "The losses on both splits: sampled as in the lecture, or, with eval_iters=0, over all of val and as much of train."
     c = self.config
     if c.eval_iters:
         with self.autocast():
-            return estimate_loss(self.model, self.dataset, c.batch_size, c.block_size, c.eval_iters, self.device, seed=c.seed)
+            return estimate_loss(self.ranks.shared(self.model), self.dataset, c.batch_size, c.block_size, c.eval_iters, self.device, seed=c.seed)
     return {"train": self.evaluate(self.dataset.train[:len(self.dataset.val)]), "val": self.evaluate(self.dataset.val)}
 
-# %% ../nbs/07a_trainer.ipynb #8c8e7f78
+# %% ../nbs/07a_trainer.ipynb #47306b2c
 EVAL_TOKENS = 1 << 20                                                              # of a split, at most
 
 @patch
 def evaluate(self:Trainer, tokens) -> float: # of a split, (N,)
     "The mean loss over `tokens`, each predicted once; over the first EVAL_TOKENS where there are more."
     rows = max(1, (1 << 14) // self.config.block_size)
-    with self.autocast(): return evaluate(self.model, tokens[:EVAL_TOKENS], self.config.block_size, rows, self.device)
+    with self.autocast(): return evaluate(self.ranks.shared(self.model), tokens[:EVAL_TOKENS], self.config.block_size, rows, self.device)
 
 # %% ../nbs/07a_trainer.ipynb #1db3464b
 _PLAIN = ("step", "seconds", "best", "evaluated")
@@ -129,14 +133,14 @@ def load(self:Trainer, folder:Path):
         why = (str(e) or repr(e)).splitlines()[0]
         raise RunError(f"The checkpoint in {folder} cannot be read ({why}); copy it again from where it came.") from None
 
-# %% ../nbs/07a_trainer.ipynb #b591e4bc
+# %% ../nbs/07a_trainer.ipynb #e8b265dd
 @patch
 def compile(self:Trainer, tell) -> None: # called with a sentence when it cannot be
     "Compile the model if that works here."
     c, compiled = self.config, torch.compile(self.model)
     with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
         try:
-            x, y = get_batch(self.dataset.train, c.batch_size, c.block_size, self.device, torch.Generator())
+            x, y = map(self.ranks.part, get_batch(self.dataset.train, c.batch_size, c.block_size, self.device, torch.Generator()))
             with self.autocast(): compiled(x, y)[1].backward()
             self.forward = compiled
         except Exception as e:                                                    # whatever the compiler's tools raise

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nanogpt_nb import __version__
 from nanogpt_nb.args import exit_code, parse_sample, parse_train
-from nanogpt_nb.cli import COMMANDS, main
+from nanogpt_nb.cli import COMMANDS, GROUPS, main
 from nanogpt_nb.config import PRESETS, ConfigError, NanoGPTConfig, NanoGPTError
 from nanogpt_nb.runs import Run
 
@@ -53,20 +53,30 @@ def test_the_command_alone_shows_what_there_is():
         assert re.search(rf"{name}\s+{re.escape((command.about or command.args.__doc__).split()[0])}", asked.stdout) or " " in name
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if " " in name])
-def test_a_command_of_two_words_is_told_of_by_the_first(name):
-    assert f"nanogpt {name}" in nanogpt(name.split()[0], "--help").stdout
+def helped(capsys, monkeypatch, *words) -> str:
+    "The help of a command, as a terminal 100 wide has it."
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--help"])
+    told = capsys.readouterr()
+    assert not end.value.code and told.err == ""
+    return told.out
+
+
+@pytest.mark.parametrize("first", sorted({name.split()[0] for name in COMMANDS if " " in name}))
+def test_the_first_of_two_words_tells_of_the_second(first, capsys, monkeypatch):
+    told = helped(capsys, monkeypatch, first)
+    assert all(name.split()[1] in told for name in COMMANDS if name.startswith(f"{first} "))
+    if first in GROUPS:
+        assert GROUPS[first] in told and nanogpt(first).stdout == nanogpt(first, "--help").stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself(name):
-    done = nanogpt(*name.split(), "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"usage: nanogpt {name}" in done.stdout
-    flags = [f for f in dataclasses.fields(COMMANDS[name].args) if f.name != "given"]
-    assert flags
+def test_every_command_explains_itself(name, capsys, monkeypatch):
+    told = helped(capsys, monkeypatch, *name.split())
+    assert f"usage: nanogpt {name}" in told
     for line in (COMMANDS[name].about or COMMANDS[name].args.__doc__.splitlines()[0]).split(". "):
-        assert line in done.stdout
+        assert line in told
 
 
 def test_train_has_a_flag_for_every_hyperparameter_with_the_default_of_the_preset():
@@ -278,8 +288,8 @@ def test_the_module_and_the_command_take_the_same_words():
     module = nanogpt("--preset", "tiny", "--help", command=(sys.executable, "-m", "nanogpt_nb.train"))
     command = nanogpt("train", "--preset", "tiny", "--help")
     assert module.returncode == command.returncode == 0
-    after_usage = [done.stdout.partition("\n\n")[2] for done in (module, command)]
-    assert after_usage[0] == after_usage[1] != ""
+    flags = [set(re.findall(r"--[a-z][a-z-]*", done.stdout)) for done in (module, command)]
+    assert flags[1] - flags[0] == {"--on", "--queue", "--after", "--send-wandb-key", "--nproc", "--include", "--help"} - flags[0] and flags[0] < flags[1]
     mistakes = [nanogpt("--dropout", "2", command=module.args[:3]), nanogpt("train", "--dropout", "2")]
     assert mistakes[0].stderr == mistakes[1].stderr != ""
     assert mistakes[0].returncode == mistakes[1].returncode == 2
