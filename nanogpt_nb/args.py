@@ -61,13 +61,13 @@ class TrainArgs:
     config: tyro.conf.OmitArgPrefixes[_Typed] = field(default_factory=_Typed) # settings of the run; the defaults shown are those of the preset
     given: tyro.conf.Suppress[frozenset] = frozenset() # what was typed of the fields of config, and of "preset"
 
-# %% ../nbs/00b_args.ipynb #d86bca30
+# %% ../nbs/00b_args.ipynb #d46893ff
 @dataclass(frozen=True)
 class LaunchArgs(TrainArgs):
     "Train a model on a text, here or on another machine. Makes a folder in --runs-dir with everything about the run."
     on: Annotated[str | None, _text("HOST", "(default: here)")] = None # machine to train on: a name that ssh knows, or user@address; the run comes home while it trains
     queue: tyro.conf.FlagCreatePairsOff[bool] = False # wait there for the GPU: one such job at a time, first come first served
-    after: Annotated[str | None, _text("JOB", "(default: at once)")] = None # wait there until that job has ended
+    after: Annotated[str | None, _text("JOB", "(default: at once)")] = None # wait there until that job has ended; last: the newest
     send_wandb_key: tyro.conf.FlagCreatePairsOff[bool] = False # let the trainer there use your W&B key; it is held in memory only
     nproc: Annotated[int, _text("N", "(default: one for each GPU there)")] = 0 # processes to train with, by torchrun
     include: Annotated[tuple[str, ...], _text("PATTERN ...", "(default: what git would take)")] = () # ignored files of the project to send there all the same

@@ -30,8 +30,8 @@ parse_launch, launch_defaults = partial(parse_train, kind=LaunchArgs), partial(t
 def train(args: LaunchArgs) -> int:
     "Train, or go on with a run, here or elsewhere."
     if args.on is not None:
-        from nanogpt_nb.journey import train_there_from_args
-
+        with end_at_once():
+            from nanogpt_nb.journey import train_there_from_args
         return train_there_from_args(args)
     with end_at_once():
         from nanogpt_nb.train import train_from_args
@@ -91,8 +91,8 @@ def import_(args: ImportArgs) -> None:
 
 def launch(args: LaunchArgs) -> int:
     "Train in a process that goes on when this one ends."
-    from nanogpt_nb.launch import launch_from_args
-
+    with end_at_once():
+        from nanogpt_nb.launch import launch_from_args
     return launch_from_args(args)
 
 

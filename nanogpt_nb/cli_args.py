@@ -69,7 +69,7 @@ class WatchArgs:
 
 @dataclass(frozen=True)
 class StopArgs:
-    "Have a run write a checkpoint and end, wherever on this machine it is trained."
+    "Have a run write a checkpoint and end, wherever it is trained."
 
     run: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: the one that is trained)")]] = None
     "run to stop, by name or folder"

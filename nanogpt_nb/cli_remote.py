@@ -1,6 +1,5 @@
 """The commands of `nanogpt` that are about other machines: hosts, files, jobs, what is wrong there."""
 
-import os
 import sys
 
 from nanogpt_nb.checkpoints import command
@@ -182,18 +181,19 @@ def job_pull(args: JobPullArgs) -> None:
 
 
 def prepare(args: PrepareArgs) -> None:
-    "Make the environment there."
-    print(host_of(args.host).prepare())
+    "Make the environment there, or remove old ones."
+    if not args.tidy:
+        return print(host_of(args.host).prepare())
+    from nanogpt_nb.remote.prepare import tidy
+
+    print("\n".join(f"removed {name}" for name in tidy(args.host)) or f"no environment on {args.host} can be spared")
 
 
 def doctor(args: DoctorArgs) -> int:
     "Look a machine over; 1 if something is broken."
-    from nanogpt_nb.remote.doctor import doctor
+    from nanogpt_nb.remote.doctor import report
 
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    found = doctor(args.host, fix=args.fix, show=lambda one: print(one.text(colour), flush=True))
-    print(found.verdict())
-    return found.exit_code
+    return report(args.host, args.fix)
 
 
 def lab(args: LabArgs) -> int:

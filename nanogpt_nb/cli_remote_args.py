@@ -51,7 +51,7 @@ class HostRemoveArgs:
 
 @dataclass(frozen=True)
 class HostLsArgs:
-    "List the machines that were added, and where they are."
+    "List the machines that ssh knows by name, and where they are."
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class PushArgs:
     dry_run: Flag = False
     "only say what would happen"
     force: Flag = False
-    "send into a folder that has other files, or was sent by another machine"
+    "send into a folder that another machine has sent, and replace files there that no push has put there"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class PullArgs:
 class JobStartArgs:
     """Start a command on a machine. It goes on when the connection ends.
 
-    For instance: nanogpt job start gpu --after last -- python bench.py --steps 100"""
+    For instance: nanogpt job start gpu --queue -- python bench.py --steps 100"""
 
     host: Positional[Annotated[str, HOST]]
     "a name that ssh knows, or user@address[:port]"
@@ -133,7 +133,7 @@ class JobStartArgs:
     name: Annotated[str | None, text("NAME", "(default: the command's)")] = None
     "what to call it"
     after: Annotated[str | None, text("JOB", "(default: at once)")] = None
-    "wait until that job has ended"
+    "wait until that job has ended; last: the newest"
     queue: Flag = False
     "wait for the GPU: one such job at a time, first come first served"
     cwd: Annotated[str | None, text("PATH", "(default: the home folder there)")] = None
@@ -204,6 +204,8 @@ class PrepareArgs:
 
     host: Positional[Annotated[str, HOST]]
     "a name that ssh knows, or user@address[:port]"
+    tidy: Flag = False
+    "instead, remove the environments there that nothing needs any more"
 
 
 @dataclass(frozen=True)

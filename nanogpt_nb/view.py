@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Tail', 'End', 'View', 'span', 'in_notebook']
 
-# %% ../nbs/10a_view.ipynb #21fb0ad3
+# %% ../nbs/10a_view.ipynb #1bd7ffad
 import contextlib, os, re, statistics, sys, time
 from pathlib import Path
 from .checkpoints import read_json
@@ -186,13 +186,14 @@ def span(seconds:float) -> str:
     if s < 3600: return f"{s // 60} min" + (f" {s % 60} s" if s % 60 and s < 600 else "")
     return f"{m // 60} h" + (f" {m % 60} min" if m % 60 else "")
 
-# %% ../nbs/10a_view.ipynb #16c05d58
+# %% ../nbs/10a_view.ipynb #8b383185
 @patch
 def headline(self:View) -> str:
     "How it stands: the state, and why."
+    from nanogpt_nb.guard import last_line
     why = self.status.get("error") or self.status.get("reason") if self.state in ("failed", "stopped") else None
     late = f", last sign of life {span(self.silent)} ago" if self.state in ("running", "lost", "starting") and self.silent > 30 else ""
-    said = {"unknown": "not begun yet", "killed": "killed: its process ended without a word", "lost": "not heard of"}.get(self.state, self.state)
+    said = {"unknown": "not begun yet", "killed": f"killed: its process ended {f'({last_line(self.run)})' if self.run.remote else 'without a word'}", "lost": "not heard of"}.get(self.state, self.state)
     return said + (f": {why}" if why else "") + late + (", its folder is not there any more" if self.missing else "")
 
 # %% ../nbs/10a_view.ipynb #9a1614bf

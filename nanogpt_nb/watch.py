@@ -223,11 +223,22 @@ def _controls(run):
         from nanogpt_nb.controls import controls
         return controls(run)
 
-# %% ../nbs/10d_watch.ipynb #289123f6
+# %% ../nbs/10d_watch.ipynb #cd2551a7
+def _bring_home(run:Run):
+    "Have a run that is trained elsewhere be followed, if nobody does."
+    if not run.remote or run.remote.get("home"): return
+    from nanogpt_nb.remote.follower import start_following
+    def see_to_it():
+        while run.remote and not run.remote.get("home"):
+            with contextlib.suppress(OSError): start_following(run)
+            time.sleep(30)
+    threading.Thread(target=see_to_it, daemon=True).start()
+
 def watch(run:Run|str|Path|None=None, # a run, its name or folder; None: the newest
           runs_dir:str|Path="runs", every:float=1.) -> Watching|None: # seconds between two looks
     "Show a run as it trains: in a notebook from the background, elsewhere until it has ended."
-    view = View(find_run(run, runs_dir))
+    view = View(run := find_run(run, runs_dir))
+    _bring_home(run)
     view.refresh()
     if in_notebook(): return _in_notebook(view, every)
     try: watch_terminal(view, every) if sys.stdout and sys.stdout.isatty() else watch_lines(view, every)

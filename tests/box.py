@@ -8,7 +8,6 @@
 
 import contextlib
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -20,7 +19,13 @@ from collections import deque
 from pathlib import Path
 
 SSHD = shutil.which("sshd") or next((p for p in ("/usr/sbin/sshd", "/usr/local/sbin/sshd") if os.access(p, os.X_OK)), None)
-USER = pwd.getpwuid(os.getuid()).pw_name
+
+try:
+    import pwd
+
+    USER = pwd.getpwuid(os.getuid()).pw_name
+except ImportError:  # Windows, and why_no_box says so
+    USER = ""
 
 
 def why_no_box() -> str | None:

@@ -19,7 +19,7 @@ from box import Box, until
 from nanogpt_nb.checkpoints import damage
 from nanogpt_nb.config import NanoGPTConfig
 from nanogpt_nb.remote.follower import is_followed, start_following
-from nanogpt_nb.remote.landing import checkpoint_id, remote_of
+from nanogpt_nb.remote.landing import checkpoint_id
 from nanogpt_nb.remote.pull import pull
 from nanogpt_nb.runs import Run
 
@@ -122,7 +122,7 @@ def main(folder: Path, faults: int, seed: int) -> None:
             for p in run.path.glob(pattern)
         ]
         print(json.dumps({"faults": done, "seconds": round(faults_took), "rows": len(far.metrics()), "most rows lacking at a look": max(lacking), "steps": far.status.get("step"),
-                          "follower": code, "equal": all(same.values()), "checkpoints equal": all(whole.values()), "left over": left, "home": remote_of(near).get("home")}))  # fmt: skip
+                          "follower": code, "equal": all(same.values()), "checkpoints equal": all(whole.values()), "left over": left, "home": near.remote.get("home")}))  # fmt: skip
         if code is None:
             followers[-1].kill()
 

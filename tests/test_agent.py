@@ -42,6 +42,7 @@ def test_it_gets_there_once_and_stays(box, host):
     with Host("gpu") as again:
         assert again.call("there.hello") | {"time": 0} == host.call("there.hello") | {"time": 0}
     assert folder.stat().st_ctime_ns == before
+    assert not list(folder.rglob("__pycache__"))  # half of one, on a full disk, would break the program for good
 
 
 def test_two_that_install_at_once_do_not_disturb_each_other(box):

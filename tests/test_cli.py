@@ -79,6 +79,17 @@ def test_every_command_explains_itself(name, capsys, monkeypatch):
         assert line in told
 
 
+def test_commands_that_are_told_of_are_there():
+    package, told = Path(sys.modules[main.__module__].__file__).parent, set()
+    for path in [*package.rglob("*.py"), package.parent / "README.md", *package.parent.glob("nbs/*.ipynb")]:
+        text = path.read_text(encoding="utf-8")
+        told |= {(a, b, path.name) for a, b in re.findall(r"(?:\bnanogpt|\{command\(\)\}) ([a-z]+)(?: ([a-z]+))?\b(?![=:.])", text)}
+    firsts = {name.split()[0] for name in COMMANDS}
+    known = [(a, b, where) for a, b, where in told if a in firsts]
+    assert {a for a, *_ in known} == firsts
+    assert [(a, b, where) for a, b, where in known if a in GROUPS and b and f"{a} {b}" not in COMMANDS] == []
+
+
 def test_train_has_a_flag_for_every_hyperparameter_with_the_default_of_the_preset():
     said = " ".join(re.sub(r"[│\n]", " ", nanogpt("train", "--preset", "ladder", "--help").stdout).split())
     preset = NanoGPTConfig.preset("ladder")

@@ -115,7 +115,7 @@ def test_a_run_there_and_home_again(gpu, say, tmp_path):
     assert run.state == "finished" and run.about["host"] == "gpu" and run.checkpoint()
     assert "gpu" in next(line for line in say("runs")[1].splitlines() if line.startswith("first"))
     code, told = say("launch", "--on", "gpu", *tiny, "--max-iters", "100000", "--name", "second")
-    assert code == 0 and "nanogpt watch second" in told and "nothing" in told
+    assert code == 0 and "nanogpt watch second" in told and "all is there" in told
     second = Run("runs/second")
     until(lambda: second.metrics(), "rows that came home", 60)
     assert say("stop", "second")[0] == 0

@@ -10,7 +10,7 @@ import pytest
 from box import Box, until, why_no_box
 
 from nanogpt_nb.remote import there_checks
-from nanogpt_nb.remote.doctor import doctor, report
+from nanogpt_nb.remote.doctor import doctor, facts, report
 from nanogpt_nb.remote.findings import Finding, Findings
 from nanogpt_nb.remote.prepare import prepare
 from nanogpt_nb.remote.ssh import Host
@@ -168,6 +168,38 @@ def test_a_driver_that_is_broken(tmp_path, monkeypatch, script, found):
         box.use(monkeypatch)
         driver = visit(host, names=["gpu"])["driver"]
     assert driver.state == "bad" and found in driver.found and driver.cure
+
+
+def test_a_driver_that_is_not_on_the_path(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '0, NVIDIA A100, 570.1, 40960, 3'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setattr("nanogpt_nb.remote.there_gpus.PLACES", str(tmp_path))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert [g["name"] for g in there_checks.gpu()["gpus"]] == ["NVIDIA A100"]
+
+
+def test_findings_come_one_by_one_and_once_though_the_line_is_cut(box, host, capsys, monkeypatch):
+    told, cuts = [], []
+    for fact in facts(host, "checks", "look", names=["system", "python", "disk", "memory"]):
+        told.append(fact["fact"])
+        if not cuts:
+            cuts.append(box.wire.cut())
+    assert told == ["system", "python", "disk", "memory"] and cuts[0]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    report("gpu", names=["system"], requirements=[], constraints=[])
+    assert "\033[" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    report("gpu", names=["system"], requirements=[], constraints=[])
+    assert "\033[" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_has_a_cure(monkeypatch):
+    def broken():
+        raise OSError("no such luck")
+
+    monkeypatch.setitem(there_checks.FACTS, "disk", (broken, 5))
+    (found,) = [f for f in doctor(names=["disk"], requirements=["tyro"], constraints=[]) if f.name == "disk"]
+    assert found.state == "warn" and "no such luck" in found.found and found.why and "df -h" in found.cure
 
 
 def test_a_command_that_hangs_is_left_with_its_children(tmp_path):

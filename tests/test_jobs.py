@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -198,7 +199,7 @@ def test_an_id_is_not_taken_over_by_another_command(host):
 
 def test_a_job_is_found_by_what_can_be_typed(host):
     old, new = (start(host, "true", name="same name") for _ in range(2))
-    assert old != new
+    assert old != new and [one.wait()["state"] for one in (old, new)] == ["finished"] * 2
     for word, found in ((old.id, old), (old.id[-4:], old), (old.id[:-1], old), ("same name", new)):
         assert job(host, word) == found
     with pytest.raises(HostError, match="Several jobs.*say which"):
@@ -388,6 +389,40 @@ def test_one_at_a_time_and_first_come_first_served(own):
         assert (own.home / "order").read_text().split() == list("0123")
 
 
+def test_one_that_does_not_wait_is_waited_for(own):
+    with Host(own.name) as host:
+        first = start(host, FOREVER, queue="gpu", wait=False)
+        second = start(host, "true", queue="gpu")
+        assert start(host, "true").last["ahead"] == [] and second.last["ahead"] == [first.id]
+        third = start(host, "true", queue="gpu", wait=False)
+        assert third.last["ahead"] == [first.id] and third.wait()["state"] == "finished" and second.state == "queued"
+        first.stop(grace=0)
+        assert second.wait()["started"] >= first.last["ended"]
+
+
+def test_the_last_one_is_called_so(own):
+    with Host(own.name) as host:
+        with pytest.raises(HostError, match="no jobs at all"):
+            start(host, "true", after="last")
+        first = start(host, FOREVER)
+        second = start(host, "true", after="last")
+        assert second.last["after"] == first.id and job(host, "last") == second and second.state == "queued"
+        first.stop(grace=0)
+        assert second.wait()["state"] == "finished"
+
+
+def test_one_that_is_lost_before_its_turn_says_so_and_what_it_lacks(own):
+    with Host(own.name) as host:
+        first = start(host, FOREVER, queue="gpu")
+        plain, secret = start(host, "true", queue="gpu"), start(host, "true", queue="gpu", secrets=dict(KEY="sesame"))
+        for one in (plain, secret):
+            kill_runner(one)
+        assert plain.status()["error"] == "Its runner was killed before its turn came, so it never ran; start it again."
+        file(secret, "status.json").write_text(json.dumps(read(secret, "status.json") | dict(boot="an earlier one")))
+        assert secret.state == "lost" and re.search("restarted before its turn.*KEY was in memory only", secret.last["error"])
+        first.stop(grace=0)
+
+
 def test_one_that_waits_for_another_lets_others_pass(own):
     with Host(own.name) as host:
         long = start(host, FOREVER)
@@ -401,7 +436,7 @@ def test_one_that_is_stopped_before_its_turn_never_runs(own):
     with Host(own.name) as host:
         first = start(host, FOREVER, queue="gpu")
         second, third = start(host, "touch ~/ran", queue="gpu"), start(host, "true", queue="gpu")
-        assert second.stop()["state"] == "stopped" and "started" not in second.last
+        assert second.stop()["state"] == "stopped" and "started" not in second.last and "never ran" in second.last["error"]
         first.stop(grace=0)
         assert third.wait()["state"] == "finished" and not (own.home / "ran").exists()
 

@@ -14,17 +14,19 @@ from pathlib import Path
 import pytest
 from box import Box, until, why_no_box
 
+from nanogpt_nb import journey
 from nanogpt_nb.config import ConfigError, NanoGPTConfig
 from nanogpt_nb.corpus import CorpusError, open_corpus
 from nanogpt_nb.guard import GOING
 from nanogpt_nb.history import runs
-from nanogpt_nb.journey import program_of, texts_of, wait_there
+from nanogpt_nb.journey import Steps, attend, export_changed, program_of, texts_of, wait_there
 from nanogpt_nb.launch import launch, stop, wait
 from nanogpt_nb.remote.agent import Agent, HostError
 from nanogpt_nb.remote.channel import Channel
 from nanogpt_nb.remote.follower import is_followed
 from nanogpt_nb.remote.ssh import Host
 from nanogpt_nb.runs import Run, RunError
+from nanogpt_nb.watch import watch
 
 pytestmark = pytest.mark.skipif(why_no_box() is not None, reason=why_no_box() or "")
 TIMES = {"seconds", "tokens_per_second", "utilisation"}
@@ -144,6 +146,62 @@ class TestTheRun:
             launch(resume=here, on="gpu", quiet=True)
 
 
+class TestTelling:
+    def test_what_the_push_has_to_say_and_who_is_on_the_gpu(self, pair, box, capsys, monkeypatch):
+        first = Host.of("gpu").start(["sleep", "600"], queue="gpu")
+        readme = Path("README.md")
+        readme.write_text("Poems")
+        run = launch(ENDLESS.replace(data=pair[0].config.data), "told", on="gpu")
+        told = capsys.readouterr().out
+        assert re.search(r"push +1 file \(\d+ B over the wire\) → gpu:~/nanogpt/project .* s\n", told) and "export" not in told
+        assert f"gpu is busy with job {first.id}; --queue would wait for it." in told and "runs/told comes home while it trains" in told
+        (box.home / "nanogpt/project/README.md").write_text("changed there")
+        readme.write_text("Poems, old and new")
+        queued = launch(ENDLESS.replace(data=pair[0].config.data), "behind", on="gpu", queue=True)
+        told = capsys.readouterr().out
+        assert "\n         replaced README.md: changed there since the last push\n" in told and jobs("behind")[0]["state"] == "queued"
+        assert f"gpu is busy with job {first.id} and 1 more." in told and jobs("told")[0]["state"] == "running"
+        for one in (queued, run):
+            stop(one, wait=60)
+
+    def test_that_notebooks_are_exported(self, tmp_path, monkeypatch, capsys):
+        done = []
+        monkeypatch.setattr("nanogpt_nb.remote.exporting.run_export", lambda program, project: done.append(project))
+        (tmp_path / "nbs").mkdir()
+        (tmp_path / "nbs" / "a.ipynb").write_text("{}")
+        (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = poems\nnbs_path = nbs\n")
+        for _ in range(2):
+            export_changed(tmp_path, Steps())
+        assert done == [tmp_path] and re.fullmatch(r"export +notebooks that have changed +\d+\.\d s\n", capsys.readouterr().out)
+
+
+class TestInterrupt:
+    def test_leaves_nothing_before_the_start(self, poem, monkeypatch, capsys):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("nanogpt_nb.journey.texts_of", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            launch(SHORT.replace(data=poem), "hasty", on="gpu", quiet=True)
+        assert not Path("runs/hasty").exists() and jobs("hasty") == [] and capsys.readouterr().out == ""
+
+    @pytest.mark.parametrize("step", ["begin", "come_home"])
+    def test_tells_how_to_look_when_the_job_may_have_begun(self, poem, monkeypatch, capsys, step):
+        real, name = getattr(journey, step), f"hasty-{step}"
+
+        def interrupted(*args):
+            monkeypatch.undo()
+            real(*args)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(journey, step, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            launch(SHORT.replace(data=poem), name, on="gpu", quiet=True)
+        told = capsys.readouterr().out
+        assert told.count("\n") == 1 and "begun on gpu" in told and f"watch {name} shows it" in told
+        assert len(jobs(name)) == 1 and stop(Run(f"runs/{name}"), wait=60).state == "stopped"
+
+
 def test_a_second_launch_of_an_unchanged_project_is_three_questions_on_one_channel(box, pair, monkeypatch):
     asked, opened = [], []
     call, channel = Agent.call_once, Channel.__init__
@@ -173,13 +231,14 @@ class TestStop:
         assert run.estimates()[0]["step"] == 0
         stop(run, wait=60)
 
-    def test_before_its_turn_has_come(self, box, poem, monkeypatch):
+    def test_before_its_turn_has_come(self, box, poem, monkeypatch, capsys):
         monkeypatch.setenv("WANDB_API_KEY", TestSecrets.KEY)
         first = Host.of("gpu").start(["sleep", "600"], name="first")
         run = launch(ENDLESS.replace(data=poem), "early", on="gpu", after=first, send_wandb_key=True, quiet=True)
         assert run.state == "starting" and jobs("early")[0]["state"] == "queued"
         assert not [p for folder in (box.home, run.path) for p in folder.rglob("*") if p.is_file() and TestSecrets.KEY.encode() in p.read_bytes()]
         assert stop(run, wait=60).state == "stopped" and run.metrics() == []
+        assert attend(run) == 1 and "It was stopped before its turn came, so it never ran." in capsys.readouterr().out
         Host.of("gpu").call("jobs.stop", id=first.id, grace=0)
 
     @pytest.mark.slow
@@ -192,6 +251,16 @@ class TestStop:
         seen = len(run.metrics())
         until(lambda: len(run.metrics()) > seen, "more news of the run")
         stop(run, wait=60)
+
+    def test_is_not_there_any_more_and_whoever_looks_starts_it_again(self, poem, capsys):
+        run = launch(SHORT.replace(data=poem), "looked", on="gpu", quiet=True)
+        os.kill(until(lambda: follower_of(run), "the follower"), signal.SIGKILL)
+        until(lambda: not is_followed(run), "the end of the follower")
+        looking = threading.Thread(target=watch, args=(run,), daemon=True)
+        looking.start()
+        until(lambda: run.remote.get("home"), "the run", 60)
+        looking.join(10)
+        assert run.state == "finished" and "looked: finished" in capsys.readouterr().out
 
 
 def follower_of(run: Run) -> int | None:
@@ -215,11 +284,32 @@ class TestTrouble:
             box.wire.refuse = False
         assert not Path("runs/nowhere").exists() and jobs("nowhere") == []
 
-    def test_is_told_before_anything_is_asked(self, poem):
+    def test_after_it_has_begun_does_not_forget_it(self, box, poem, monkeypatch, tmp_path):
+        call, begun = Agent.call, []
+
+        def lost(agent, verb, *args, **kwargs):
+            told = call(agent, verb, *args, **kwargs)
+            if verb == "launch.begin" and "id" in told and not begun:
+                begun.append(told)
+                raise HostError("Nobody is let in any more.")
+            return told
+
+        monkeypatch.setattr(Agent, "call", lost)
+        with pytest.raises(HostError, match="let in any more.*is not known"):
+            launch(SHORT.replace(data=poem), "unsure", on="gpu", runs_dir=tmp_path / "runs", quiet=True)
+        run = Run(tmp_path / "runs" / "unsure")
+        assert run.remote["job"] == begun[0]["id"] and wait(run, 60).state == "finished"
+
+    def test_is_told_before_anything_is_asked(self, box, poem, tmp_path):
         with pytest.raises(CorpusError):
             launch(SHORT.replace(data=("no-such-text.txt",)), on="gpu")
         with pytest.raises(ConfigError, match="on="):
             launch(SHORT, queue=True)
+        with pytest.raises(ConfigError, match="no job to wait for"):
+            launch(SHORT.replace(data=poem), "waits", on="gpu", after=Run.create(SHORT, "local", tmp_path), quiet=True)
+        with pytest.raises(HostError, match="no job 'nobody'"):
+            launch(SHORT.replace(data=poem), "waits", on="gpu", after="nobody", quiet=True)
+        assert not Path("runs/waits").exists() and not (box.home / "nanogpt/project/runs/waits").exists()
         with pytest.raises(ConfigError, match="no key"):
             launch(SHORT.replace(data=poem), on="gpu", send_wandb_key=True)
 
@@ -337,10 +427,13 @@ def test_a_sweep_goes_on_when_a_machine_drops_out_and_prunes_by_what_comes_home(
 
     with open(box.ssh / "config", "a") as f:
         f.write("Host gone\n  HostName 127.0.0.1\n  Port 9\n")
-    space, base = dict(learning_rate=[1e-2, 1e-3, 1e-4, 1e-8]), SHORT.replace(data=poem, max_iters=80, eval_interval=10)
-    found = sweep(space, base, trials=4, method="grid", name="rates", wandb="disabled", on=["gone", "gpu"])
-    assert {row["state"] for row in found.rows()} <= {"finished", "pruned"} and len(found.rows()) == 4
-    assert all(found.run(row["number"]).about["host"] == "gpu" for row in found.rows())
+    space, base = dict(learning_rate=[1e-2, 1e-3, 1e-8]), SHORT.replace(data=poem, max_iters=1000, eval_interval=50)
+    found = sweep(space, base, trials=3, method="grid", name="rates", wandb="disabled", on=["gone", "gpu"])
+    rows = found.rows()
+    assert [row["state"] for row in rows] == ["finished", "finished", "pruned"]
+    hopeless = found.run(rows[2]["number"])
+    assert hopeless.state == "stopped" and hopeless.status["step"] < base.max_iters and hopeless.remote["home"]
+    assert all(found.run(row["number"]).about["host"] == "gpu" for row in rows)
 
 
 def test_the_program_goes_along_unless_the_project_has_it(tmp_path):

@@ -166,6 +166,10 @@ class TestNotebook:
         text = json.dumps(shown, ensure_ascii=False)
         assert re.findall(r"(?:/(?:root|home|Users|work|tmp|private|var)/|(?<![A-Za-z])[A-Z]:\\\\)\w+", text) == []
 
+    def test_its_links_lead_somewhere(self, path):
+        links = [link for c in cells(path, "markdown") for link in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", c["source"])]
+        assert [link for link in links if not (path.parent / link).exists()] == []
+
     def test_shows_the_outputs_of_its_cells(self, path):
         for cell in cells(path, "code"):
             last = (ast.parse(re.sub(r"^[%!].*$", "", cell["source"], flags=re.M)).body or [None])[-1]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -11,14 +12,15 @@ from pathlib import Path
 
 import pytest
 from box import Box, until, why_no_box
+from tqdm import tqdm
 
 from nanogpt_nb.checkpoints import damage
 from nanogpt_nb.config import NanoGPTConfig
 from nanogpt_nb.remote import bring as bringing
-from nanogpt_nb.remote.agent import HostError
+from nanogpt_nb.remote.agent import Dropped, HostError
 from nanogpt_nb.remote.bring import bring
 from nanogpt_nb.remote.follower import Follower, is_followed, start_following
-from nanogpt_nb.remote.landing import Elsewhere, Landing, checkpoint_id, note_remote, remote_of
+from nanogpt_nb.remote.landing import Elsewhere, Landing, checkpoint_id, note_remote
 from nanogpt_nb.remote.pull import pull, send
 from nanogpt_nb.remote.ssh import Host
 from nanogpt_nb.remote.there_run import look
@@ -108,7 +110,7 @@ def test_pull_brings_all_and_then_nothing(box):
     assert near.path == Path("runs/far") and equal(far, near)
     assert (near.path / "wandb/offline-run/run é.wandb").read_bytes() == b"\0\1" * 500
     assert not (near.path / ".lock").exists() and near.state == "finished"
-    assert remote_of(near)["home"] is True and remote_of(near)["path"] == str(far.path)
+    assert near.remote["home"] is True and near.remote["path"] == str(far.path)
     assert os.path.samefile(near.path / "last/model.safetensors", near.path / "best/model.safetensors")
     (near.path / "notes.md").write_text("mine")
     before = (near.path / "metrics.jsonl").stat()
@@ -153,7 +155,7 @@ def test_a_run_of_that_name_that_is_another(box):
     was = mine.about
     with pytest.raises(RunError, match="another run"):
         pull("far", "gpu")
-    assert mine.about == was and not remote_of(mine)
+    assert mine.about == was and not mine.remote
 
 
 def test_which_run(box):
@@ -231,11 +233,11 @@ def test_metrics_are_here_while_it_trains_and_the_end_comes_last(box):
         save(far, 2, b"w" * 100_000)
         until(lambda: checkpoint_id(near, "last") == checkpoint_id(far, "last"), "a checkpoint")
         assert is_followed(near) and start_following(near) is None and near.status["state"] == "running"
-        assert remote_of(near)["home"] is False and time.time() - remote_of(near)["seen"] < 60
+        assert near.remote["home"] is False and time.time() - near.remote["seen"] < 60
         far.set_status("finished", step=2)
         far.log("the end")
     assert process.wait(30) == 0, (near.path / "follow.log").read_text()
-    assert equal(far, near) and remote_of(near)["home"] is True and not said
+    assert equal(far, near) and near.remote["home"] is True and not said
     assert not is_followed(near)
 
 
@@ -250,6 +252,48 @@ def test_a_follower_ends_with_its_folder(box):
     assert not near.path.exists()
 
 
+def test_the_folder_that_the_hosts_settings_name_is_searched(box, monkeypatch):
+    host = Host.of("gpu")
+    far = far_run(box)
+    (box.home / "project/runs").mkdir(parents=True)
+    far.path.rename(box.home / "project/runs/elsewhere")
+    with pytest.raises(HostError, match="no run 'elsewhere'"):
+        pull("elsewhere", host)
+    for path in ("~/project", "project", str(box.home / "project")):
+        monkeypatch.setitem(host.settings, "path", path)
+        assert pull("elsewhere", host).remote["path"] == str(box.home / "project/runs/elsewhere")
+        shutil.rmtree("runs")
+    with pytest.raises(HostError, match="ls .*/project/runs nanogpt"):
+        pull("nowhere", host)
+    far_run(box)
+    monkeypatch.setitem(host.settings, "path", "~/nanogpt/demo")
+    assert pull("far", host).name == "far"  # found in two ways, and one run
+
+
+@pytest.mark.parametrize("rsync", [True, False])
+def test_a_bar_is_shown_in_a_notebook_too(box, monkeypatch, capsys, rsync):
+    monkeypatch.setattr("nanogpt_nb.view.in_notebook", lambda: True)
+    monkeypatch.setattr("tqdm.auto.tqdm", lambda **how: tqdm(**(how | dict(delay=0, leave=True, mininterval=0))))
+    if not rsync:
+        monkeypatch.setattr("nanogpt_nb.remote.pull.rsynced", lambda *args: False)
+    far_run(box)
+    near = pull("far", "gpu")
+    assert "checkpoint of far" in capsys.readouterr().err
+    send(near, Host.of("gpu"), "~/nanogpt/demo/runs/sent")
+    assert re.search(r"run far: [1-9]", capsys.readouterr().err)
+    send(near, Host.of("gpu"), "~/nanogpt/demo/runs/silent", quiet=True)
+    assert not capsys.readouterr().err
+
+
+def test_a_follower_whose_connection_drops_waits_20_s_at_most(box, monkeypatch):
+    far_run(box)
+    follower, waits = Follower(pull("far", "gpu")), []
+    monkeypatch.setattr("nanogpt_nb.remote.follower.time.sleep", waits.append)
+    for _ in range(8):
+        follower.pause(Dropped("gone"))
+    assert waits[0] == 1 and max(waits) == waits[-1] == 20
+
+
 def test_a_run_that_is_gone_there(box, monkeypatch):
     far = far_run(box)
     near = pull("far", "gpu")
@@ -257,7 +301,7 @@ def test_a_run_that_is_gone_there(box, monkeypatch):
     monkeypatch.setattr("nanogpt_nb.remote.follower.GONE", 0)
     with pytest.raises(HostError, match="no run folder"):
         Follower(near).wait()
-    assert "no run folder" in remote_of(near)["error"] and near.metrics()
+    assert "no run folder" in near.remote["error"] and near.metrics()
 
 
 def test_cuts_while_it_trains(box):
@@ -372,10 +416,10 @@ def test_the_follower_of_a_job(box):
     job = host.start([sys.executable, "-c", WRITER, str(far.path), "30", "1"], env=dict(PYTHONPATH=str(Path(__file__).parent.parent)))
     note_remote(near, job=job.id)
     assert equal(far, Follower(near).wait()) and far.status["state"] == "finished"
-    assert remote_of(near)["job_state"]["state"] == "finished" and remote_of(near)["home"] is True
+    assert near.remote["job_state"]["state"] == "finished" and near.remote["home"] is True
     note_remote(near, job="no-such-job")
     pull(near)
-    assert remote_of(near)["job_state"]["state"] == "gone" and equal(far, near)
+    assert near.remote["job_state"]["state"] == "gone" and equal(far, near)
 
 
 def test_a_follower_tells_what_is_damaged_there_and_ends(box):
@@ -386,7 +430,7 @@ def test_a_follower_tells_what_is_damaged_there_and_ends(box):
     far.append(dict(step=2, loss=1.0))
     with pytest.raises(HostError, match="other bytes on gpu"):
         Follower(near).wait()
-    assert near.metrics() == far.metrics() and near.status["state"] == "finished" and "other bytes" in remote_of(near)["error"]
+    assert near.metrics() == far.metrics() and near.status["state"] == "finished" and "other bytes" in near.remote["error"]
 
 
 def test_the_follower_has_no_torch(box):

@@ -678,6 +678,20 @@ def test_a_project_that_was_not_sent_is_told(host, tmp_path):
             f()
 
 
+def test_a_folder_of_a_project_goes_where_push_sends_it(tmp_path, monkeypatch):
+    from nanogpt_nb.remote.files import project_folder
+    from nanogpt_nb.remote.lab import folder_there
+
+    class Plain:
+        name, settings = "gpu", {}
+
+    (tmp_path / "whole/part").mkdir(parents=True)
+    (tmp_path / "whole/pyproject.toml").touch()
+    assert folder_there(Plain, tmp_path / "whole/part") == "~/nanogpt/part" and folder_there(Plain, tmp_path / "whole") == "~/nanogpt/whole"
+    monkeypatch.chdir(tmp_path / "whole/part")
+    assert folder_there(Plain) == "~/nanogpt/whole" and project_folder() == tmp_path / "whole"
+
+
 # VSCode
 
 

@@ -18,7 +18,8 @@ from box import Box, until, why_no_box
 from nanogpt_nb.config import ConfigError
 from nanogpt_nb.remote import there_uv
 from nanogpt_nb.remote.agent import HostError
-from nanogpt_nb.remote.prepare import lines_of, prepare
+from nanogpt_nb.remote.jobs import start
+from nanogpt_nb.remote.prepare import lines_of, old, prepare, tidy
 from nanogpt_nb.remote.ssh import Host
 
 pytestmark = pytest.mark.skipif(why_no_box() is not None, reason=why_no_box() or "")
@@ -275,6 +276,34 @@ def test_a_file_that_is_not_there():
 )
 def test_what_an_installer_says_becomes_a_sentence(said, told):
     assert told in there_uv.telling(said)
+
+
+def test_the_laptops_side_needs_no_unix():
+    names = sorted(f"nanogpt_nb.remote.{p.stem}" for p in Path(there_uv.__file__).parent.glob("*.py") if not p.stem.startswith(("there", "__")))
+    code = f"import sys, importlib\nfor n in ('fcntl', 'pwd', 'termios', 'grp', 'resource'): sys.modules[n] = None\nfor n in {[*names, 'box']}: importlib.import_module(n)\nprint('all')"
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert len(names) > 15 and done.stdout == "all\n", done.stderr
+
+
+def test_old_environments_are_told_of_and_removed_unless_something_uses_them(host, box):
+    said, envs = [], box.home / ".nanogpt_nb" / "envs"
+    running, waiting, idle = keys = ["0" * 12, "1" * 12, "2" * 12]
+    for key in keys:
+        (envs / key / "bin").mkdir(parents=True)
+        (envs / key / "bin/python").symlink_to(sys.executable)
+        (envs / key / "ready.json").write_text("{}" * 1000)
+    first = start(host, [str(envs / running / "bin/python"), "-c", "import time; time.sleep(1000)"])
+    after = start(host, [str(envs / waiting / "bin/python"), "-c", ""], after=first.id)
+    until(lambda: first.state == "running", "the job that uses one")
+    kept = prepare(host, [], [], say=said.append)
+    assert set(old(host)) == {idle, kept.key} and "1 other environment there" in said[-1] and "--tidy" in said[-1]
+    assert set(old(host, [kept.key])) == {idle} and old(host)[idle]["bytes"] > 1000
+    assert set(tidy(host)) == {idle, kept.key}  # the project here has made none there
+    assert {p.name for p in envs.iterdir() if p.is_dir()} == {running, waiting}
+    first.stop(grace=5)
+    after.wait(timeout=30)
+    assert set(tidy(host)) == {running, waiting} and not old(host)
 
 
 @pytest.mark.slow

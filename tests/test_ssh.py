@@ -104,6 +104,32 @@ class TestAddress:
             assert a.key_name == ssh_says["hostkeyalias"][0]
             assert [f.replace(str(tmp_path), str(ssh.parent)) for f in a.known_hosts] == [os.path.expanduser(f) for f in " ".join(ssh_says["userknownhostsfile"]).split()]
 
+    def test_what_the_system_sets_for_all_is_not_told_of(self, tmp_path, monkeypatch):
+        system = tmp_path / "ssh_config"
+        system.write_text("Host *\n  GSSAPIAuthentication yes\n  HashKnownHosts yes\n")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setattr("nanogpt_nb.remote.address.Path", lambda p: system if p == "/etc/ssh/ssh_config" else Path(p))
+        monkeypatch.setattr("nanogpt_nb.remote.address.Path.home", Path.home, raising=False)
+        a = find_address("gpu")
+        assert a.hash_known_hosts and a.ignored == ()
+        (tmp_path / ".ssh").mkdir()
+        (tmp_path / ".ssh/config").write_text("Host gpu\n  AddressFamily inet\n")
+        assert find_address("gpu").ignored == ("AddressFamily",)
+
+    def test_a_host_notices_a_new_address(self, shared, monkeypatch, tmp_path):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        add_host("new", "a@192.0.2.1")
+        host = Host.of("new")
+        assert host.address.host == "192.0.2.1" and not host.settings
+        add_host("new", f"{shared.user}@127.0.0.1", port=shared.wire.port, key=str(shared.key), path="~/w")
+        assert host.address.host == "127.0.0.1" and Host.of("new").settings == {"path": "~/w"}
+        trust("new")
+        with host:
+            host.run("true")
+            add_host("new", "a@192.0.2.2")
+            assert host.address.host == "127.0.0.1"  # as long as it is connected
+        assert host.address.host == "192.0.2.2" and not host.settings
+
     @pytest.mark.parametrize("name", ["", "-oProxyCommand=x", "a b", "a;b", "me@", "gpu:0", "gpu:ssh", "gpu:70000", "$(x)", "`x`", "a\nb", "-x@gpu", "a/b", "*"])
     def test_what_is_no_host(self, name, shared, monkeypatch):
         shared.use(monkeypatch)

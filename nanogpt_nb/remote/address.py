@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INCLUDE', 'MARK', 'Address', 'parse', 'included', 'lines_of', 'matches', 'applies', 'ours', 'entries', 'settings',
-           'split', 'look_up', 'find_address', 'ways', 'files', 'number', 'agent', 'locked', 'rewrite', 'include',
-           'write', 'aliases', 'add_host', 'key_file', 'remove_host', 'Hosts', 'hosts']
+           'split', 'look_up', 'without_effect', 'find_address', 'ways', 'files', 'number', 'agent', 'locked',
+           'rewrite', 'include', 'write', 'aliases', 'add_host', 'key_file', 'remove_host', 'Hosts', 'hosts']
 
 # %% ../../nbs/20c_address.ipynb #c33a21a4
 import contextlib, getpass, glob, html, os, re, shlex
@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from ..config import ConfigError, write_whole
 
-# %% ../../nbs/20c_address.ipynb #cf45f04b
+# %% ../../nbs/20c_address.ipynb #4800f6af
 @dataclass(frozen=True)
 class Address:
     "A host as ssh's configuration describes it."
@@ -33,17 +33,21 @@ class Address:
     connect_timeout: float = 15 # seconds
     ignored: tuple = () # options of the entry that have no effect here
     settings: dict = field(default_factory=dict, hash=False, compare=False) # ours: python, path
+    global_hosts: tuple = () # the machine's files with host keys
+    revoked: tuple = () # files with keys that no host may show
 
     def __str__(self): return f"{self.user}@{self.host}" + (f":{self.port}" if self.port != 22 else "")
 
-# %% ../../nbs/20c_address.ipynb #e5b5e727
+# %% ../../nbs/20c_address.ipynb #f2c086b6
 @cache
 def _reader():
     "paramiko's reader of ssh's configuration, which asks the network nothing that it need not."
     import paramiko
     class Reader(paramiko.SSHConfig):
-        TOKENS_BY_CONFIG_KEY = paramiko.SSHConfig.TOKENS_BY_CONFIG_KEY | dict.fromkeys(("userknownhostsfile", "identityagent"), ["~", "%d", "%h", "%p", "%r", "%u"])
-        def _tokenize(self, config, target, key, value): self.value = value; return super()._tokenize(config, target, key, value)
+        TOKENS_BY_CONFIG_KEY = paramiko.SSHConfig.TOKENS_BY_CONFIG_KEY | dict.fromkeys(("userknownhostsfile", "identityagent", "revokedhostkeys"), ["~", "%d", "%h", "%p", "%r", "%u"])
+        def _tokenize(self, config, target, key, value):
+            self.value, tokenize = value, super()._tokenize
+            return "%".join(tokenize(config, target, key, part) for part in (value.split("%%") if key in self.TOKENS_BY_CONFIG_KEY else [value]))
         def _allowed_tokens(self, key): return [t for t in super()._allowed_tokens(key) if t in self.value]
     return Reader
 
@@ -67,10 +71,10 @@ def included(path:Path, name:str, before:str="", depth:int=0) -> str:
             text += "".join(included(f, name, before + text, depth + 1) for f in matches(rest, path.parent)) + section + "\n"
     return text
 
-# %% ../../nbs/20c_address.ipynb #03a43fff
+# %% ../../nbs/20c_address.ipynb #cb5ffd0b
 def lines_of(path:Path) -> list[str]:
     "The lines of a configuration file; none where there is no file."
-    try: return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    try: return path.read_bytes().decode("utf-8", "surrogateescape").replace("\r\n", "\n").removesuffix("\n").split("\n") # no other character ends a line for ssh
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError): return []
     except OSError as e: raise ConfigError(f"{path} cannot be read ({e.strerror}); check its permissions.") from None
 
@@ -107,29 +111,33 @@ def settings(name:str) -> dict[str, str]:
     said = [line[len(MARK):].strip().partition("=") for line in entries().get(name, ()) if line.startswith(MARK)]
     return {key.strip(): value.strip() for key, _, value in said}
 
-# %% ../../nbs/20c_address.ipynb #f8a3b316
+# %% ../../nbs/20c_address.ipynb #321c956b
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")                         # what ends a line, or moves a terminal's cursor
+
 def split(name:str) -> tuple[str, str, int|None]:
     "User, host and port of `user@host:port`."
     wrong = ConfigError(f"{name!r} is not the name of a host; give an alias of ~/.ssh/config, or user@host:port.")
     user, at, rest = str(name).strip().removeprefix("ssh://").rpartition("@")
     found = re.fullmatch(r"(\[.*\]|[^:]*):([^:]*)", rest)
     host, port = found.groups() if found else (rest, None)
-    if not re.fullmatch(r"[^\s/\\'\"$`&|;<>()*?!#-][^\s/\\'\"$`&|;<>()*?!#]*", host) or at and not re.fullmatch(r"[^\s'\"$`&|;<>()-][^\s'\"$`&|;<>()]*", user): raise wrong
+    if not re.fullmatch(r"[^\s/\\'\"$`&|;<>()*?!#-][^\s/\\'\"$`&|;<>()*?!#]*", host) or at and not re.fullmatch(r"[^\s'\"$`&|;<>()-][^\s'\"$`&|;<>()]*", user) or _CONTROL.search(host + user): raise wrong
     if port is not None and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536): raise ConfigError(f"{name!r} has port {port!r}; a port is a number from 1 to 65535.")
     return user, host.strip("[]"), int(port) if port else None
 
-# %% ../../nbs/20c_address.ipynb #04758642
+# %% ../../nbs/20c_address.ipynb #bf7ac017
 _NO_EFFECT = ("PKCS11Provider SecurityKeyProvider ProxyUseFdpass VerifyHostKeyDNS KnownHostsCommand BindAddress BindInterface CertificateFile "
               "GSSAPIAuthentication AddressFamily").split()
 _KEYS = [f"~/.ssh/id_{kind}" for kind in ("ed25519", "ecdsa", "rsa")]
 
-def look_up(host:str) -> dict:
+def look_up(host:str, system:bool=True) -> dict: # system: with what the machine says for all its users
     "The options of the configuration for `host`, names in lower case."
-    text = included(Path.home()/".ssh"/"config", host) + "\nHost *\n" + included(Path("/etc/ssh/ssh_config"), host)
+    text = included(Path.home()/".ssh"/"config", host) + "\nHost *\n" + (included(Path("/etc/ssh/ssh_config"), host) if system else "")
     try: return parse(text).lookup(host)
     except ImportError: raise ConfigError("~/.ssh/config has a Match exec, and to read it the package invoke is needed; get it with pip install invoke.") from None
 
-# %% ../../nbs/20c_address.ipynb #f96f8711
+def without_effect(o:dict) -> tuple: return tuple(w for w in _NO_EFFECT if o.get(w.lower(), "no") not in ("no", "none", "any"))
+
+# %% ../../nbs/20c_address.ipynb #42767a89
 def find_address(name:str, # alias of ~/.ssh/config, or user@host:port
                  seen:tuple=()) -> Address: # hosts that go over this one
     "Where a name leads, as ssh would say (ssh_config(5))."
@@ -139,7 +147,8 @@ def find_address(name:str, # alias of ~/.ssh/config, or user@host:port
     proxy_jump, proxy_command = ways(o, (*seen, host))
     return Address(name, o["hostname"], port or number(o, "port", 22), user or o.get("user") or getpass.getuser(), files(o, "identityfile"), o.get("identitiesonly") == "yes",
                    agent(o), proxy_jump, proxy_command, files(o, "userknownhostsfile"), o.get("hostkeyalias", ""), o.get("hashknownhosts") == "yes",
-                   number(o, "connecttimeout", 15), tuple(w for w in _NO_EFFECT if o.get(w.lower(), "no") not in ("no", "none", "any")), settings(host))
+                   number(o, "connecttimeout", 15), without_effect(o) and without_effect(look_up(host, system=False)), settings(host),
+                   files(o, "globalknownhostsfile"), files(o, "revokedhostkeys"))
 
 # %% ../../nbs/20c_address.ipynb #91b49db2
 def ways(o:dict, seen:tuple) -> tuple[tuple, str|None]:
@@ -151,10 +160,11 @@ def ways(o:dict, seen:tuple) -> tuple[tuple, str|None]:
         hops += (replace(hop, proxy_jump=()),) if hops else (*hop.proxy_jump, hop)
     return hops, None
 
-# %% ../../nbs/20c_address.ipynb #7b6f0921
+# %% ../../nbs/20c_address.ipynb #d799880f
 def files(o:dict, key:str) -> tuple:
     "The files that an option names."
-    said = o.get(key) or dict(identityfile=_KEYS, userknownhostsfile="~/.ssh/known_hosts ~/.ssh/known_hosts2")[key]
+    said = o.get(key) or dict(identityfile=_KEYS, userknownhostsfile="~/.ssh/known_hosts ~/.ssh/known_hosts2",
+                              globalknownhostsfile="/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2", revokedhostkeys="none")[key]
     return tuple(str(Path(f).expanduser()) for f in (said if isinstance(said, list) else shlex.split(said)) if f.lower() != "none")
 
 # %% ../../nbs/20c_address.ipynb #142a5671
@@ -203,14 +213,14 @@ def write(all:dict[str, list[str]]):
     if all: rewrite(ours(), said.encode(errors="surrogateescape")); include(True)
     else: include(False); ours().unlink(missing_ok=True)
 
-# %% ../../nbs/20c_address.ipynb #24d3eb7d
+# %% ../../nbs/20c_address.ipynb #6c416512
 def aliases() -> list[str]:
     "The names in the user's configuration that are no patterns."
     text = included(Path.home()/".ssh"/"config", "*")
-    words = [w for line in text.splitlines() if (l := line.strip().replace("=", " ", 1)).lower().startswith(("host ", "host\t")) for w in l[5:].replace('"', "").split()]
+    words = [w for line in text.split("\n") if (l := line.strip().replace("=", " ", 1)).lower().startswith(("host ", "host\t")) for w in l[5:].replace('"', "").split()]
     return [w for w in dict.fromkeys(words) if not set(w) & set("*?!")]
 
-# %% ../../nbs/20c_address.ipynb #944c1a2f
+# %% ../../nbs/20c_address.ipynb #f19097b1
 def add_host(name:str, # what to call it
              address:str, # user@host:port
              key:str|None=None, # private key file
@@ -221,19 +231,20 @@ def add_host(name:str, # what to call it
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII): raise ConfigError(f"{name!r} cannot be the name of a host; use letters, digits, '.', '_' and '-'.")
     user, host, said = split(address)
     lines = [f"HostName {host}", user and f"User {user}", f"Port {split(f'h:{port}')[2]}" if port is not None else said and f"Port {said}"]
-    lines += [f'IdentityFile "{key_file(key)}"', "IdentitiesOnly yes"] if key else []
+    lines += [f'IdentityFile "{key_file(key).replace("%", "%%")}"', "IdentitiesOnly yes"] if key else []
     lines += ["ProxyJump " + ",".join(j.strip() for j in jump.split(",") if split(j.strip()))] if jump else []
     lines += [f"{MARK} {k}={v}" for k, v in dict(python=python, path=path).items() if v]
-    if any("\n" in l or "\r" in l for l in lines if l): raise ConfigError(f"The entry of {name} would have a line break in a value; take it out.")
+    if not all(l.isprintable() for l in lines if l): raise ConfigError(f"The entry of {name} would have a line break or another control character in a value; take it out.")
     with locked():
         if name in aliases() and name not in entries(): raise ConfigError(f"{name} has an entry in ~/.ssh/config already: use it as it is, or choose another name.")
         write(entries() | {name: [l for l in lines if l]})
     return find_address(name)
 
-# %% ../../nbs/20c_address.ipynb #9f4bd659
+# %% ../../nbs/20c_address.ipynb #b866bdcc
 def key_file(path:str) -> str:
     "A private key that ssh will accept, as an absolute path."
     file = Path(path).expanduser().absolute()
+    if '"' in str(file) or "${" in str(file) or _CONTROL.search(str(file)): raise ConfigError(f"{str(file)!r} cannot stand in ssh's configuration; give the key a name without quotes, ${{ and control characters.")
     if file.suffix == ".pub" and file.with_suffix("").exists(): raise ConfigError(f"{path} is the public half of a key; give {file.with_suffix('')}.")
     try: head = file.read_bytes()[:4096]
     except OSError as e: raise ConfigError(f"{path} cannot be read ({e.strerror}); give the file of a private key.") from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOT_OURS', 'carry_file', 'plain', 'rsynced', 'link_twins', 'carry', 'Damaged', 'verified', 'move_in', 'me', 'bring',
-           'is_here', 'carry_other', 'rest']
+           'is_here', 'carry_other', 'others_only', 'rest']
 
 # %% ../../nbs/21i_bring.ipynb #e120edb7
 import contextlib, hashlib, os, shutil, socket
@@ -24,10 +24,10 @@ def carry_file(host, path:str, to:Path, progress=lambda n: None):
             for frame, data in host.stream("still.fetch", path=path, at=f.tell()): f.write(data); progress(len(data))
     host.persist(once)
 
-# %% ../../nbs/21i_bring.ipynb #6cdbde77
+# %% ../../nbs/21i_bring.ipynb #a8065594
 def plain(host, *names:str):
     "Refuse names that lead out of the folder that they are for."
-    bad = [n for n in names if n.startswith("/") or not n or ".." in Path(n).parts]
+    bad = [n for n in names if not n or n.startswith("/") or Path(n).anchor or ".." in Path(n).parts or "\0" in n]
     if bad: raise HostError(f"{host.name} names a file {bad[0]!r}, which would lie outside the run's folder; look who answers there.")
 
 # %% ../../nbs/21i_bring.ipynb #5dade3e8
@@ -47,15 +47,15 @@ def link_twins(files:dict, stage:Path, known): # known: folders of checkpoints
         if twin and not (stage/name).exists():
             with contextlib.suppress(OSError): os.link(twin, stage/name)
 
-# %% ../../nbs/21i_bring.ipynb #6009f46a
+# %% ../../nbs/21i_bring.ipynb #01b849ca
 def carry(host, path:str, files:dict, stage:Path, progress=lambda n: None, known=()): # known: checkpoints that may have the same files
     "Copy a checkpoint's files from `path` there to `stage`, the list of them last."
     for p in (stage.parent, stage): p.mkdir(exist_ok=True)
     link_twins(files, stage, known)
-    if rsynced(host, ["-rt", "--append-verify", f"box:{path}/", f"{stage}/"], progress): return
+    if rsynced(host, ["-rt", "--append-verify", "--", f"box:{path}/", f"{stage.absolute()}/"], progress): return
     for name in [*files, "checkpoint.json"]: carry_file(host, f"{path}/{name}", stage/name, progress)
 
-# %% ../../nbs/21i_bring.ipynb #544605d3
+# %% ../../nbs/21i_bring.ipynb #996f27ec
 class Damaged(HostError):
     "A checkpoint that is not as it was written."
 
@@ -64,6 +64,7 @@ def verified(run:Run, still:dict, which:str, host, progress) -> Path: # still: w
     stage = run.path/".pull"/still["id"]
     for _ in range(2):
         carry(host, still["path"], still["files"], stage, progress, [run.path/"last", run.path/"best"])
+        plain(host, *listed(stage))
         bad = damage(stage)
         if not bad: return stage
         shutil.rmtree(stage)
@@ -116,15 +117,22 @@ def carry_other(host, path:str, to:Path, mtime:float):
     try: carry_file(host, path, part); os.utime(part, (mtime, mtime)); part.replace(to)
     finally: part.unlink(missing_ok=True)
 
-# %% ../../nbs/21i_bring.ipynb #fff1da69
+# %% ../../nbs/21i_bring.ipynb #4dfb9468
+def others_only(host, *names:str):
+    "Refuse names that are for us to write: what we know of the run, its small files, its checkpoints, and whatever is hidden."
+    told = [(n, Path(n.lower())) for n in names]                                   # on a Mac, Last is last
+    bad = [n for n, p in told if str(p) in SMALL + HERE or p.parts[:1] in ((), ("last",), ("best",)) or any(part.startswith(".") for part in p.parts)]
+    if bad: raise HostError(f"{host.name} names {bad[0]!r} among the other files of a run, which is not for it to write; look who answers there.")
+
+# %% ../../nbs/21i_bring.ipynb #cbff84d2
 NOT_OURS = [f"--exclude=/{name}" for name in (*HERE, "wandb/data")] + ["--exclude=.*"]
 
 def rest(run:Run, host, path:str) -> list[str]:
     "Bring what is neither a small file nor a checkpoint; the names of what came."
     there = host.call("run.others", run=path)["files"]
-    plain(host, *there)
+    plain(host, *there); others_only(host, *there)
     new = [name for name, (size, mtime) in there.items() if not is_here(run.path/name, size, mtime)]
     args = ["-rt", "--update", "--partial-dir=.pull", *NOT_OURS, *(f"--exclude=/{name}" for name in (*SMALL, "last", "best"))]
-    if new and not rsynced(host, [*args, f"box:{path}/", f"{run.path}/"]):
+    if new and not rsynced(host, [*args, "--", f"box:{path}/", f"{run.path.absolute()}/"]):
         for name in new: carry_other(host, f"{path}/{name}", run.path/name, there[name][1])
     return new

@@ -48,9 +48,10 @@ def opener() -> str|None:
     known = subprocess.run(["xdg-mime", "query", "default", "x-scheme-handler/vscode"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     return shutil.which("xdg-open") if known.stdout.strip() else None
 
-# %% ../../nbs/20k_code.ipynb #9569f547
+# %% ../../nbs/20k_code.ipynb #6b31b596
 def start_vscode(alias:str, path:str) -> Opened:
     "Start VSCode on a folder of a host, or say what to open."
+    if not path.startswith("/"): raise HostError(f"{alias} names the folder {path!r}, which is no absolute path; look who answers there.")
     link, program = vscode_link(alias, path), command()
     words = [program, "--remote", f"ssh-remote+{alias}", path] if program else [opener(), link]
     if not words[0]: return Opened(alias, path, False)

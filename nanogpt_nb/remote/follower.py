@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['GIVE_UP', 'GONE', 'SEEN', 'BUSY', 'Follower', 'alone', 'is_followed', 'start_following', 'watch', 'main']
 
-# %% ../../nbs/21k_follow.ipynb #5126230f
+# %% ../../nbs/21k_follow.ipynb #6481eb83
 import contextlib, os, shutil, signal, subprocess, sys, threading, time, traceback
 from pathlib import Path
 from ..config import NanoGPTError, patch
 from ..runs import Run, RunError, _try_lock
 from .agent import Dropped, HostError
-from .landing import Landing, RunGone, checkpoint_id, note_remote, remote_of
+from .landing import Landing, RunGone, checkpoint_id, note_remote
 from .bring import Damaged, bring, rest
 from .pull import ends, known
 
@@ -38,11 +38,11 @@ def note(self:Follower, job:dict|None): # how the job stands
     self.job, self.noted = job, time.time()
     note_remote(self.run, seen=self.noted, job_state=job, home=False, error=None)
 
-# %% ../../nbs/21k_follow.ipynb #06126ddd
+# %% ../../nbs/21k_follow.ipynb #4b05f909
 @patch
 def stay(self:Follower) -> dict:
     "Take in what comes until the run has ended; its last frame."
-    for frame in self.landing.look(self.host, self.path, follow=True, job=remote_of(self.run).get("job")):
+    for frame in self.landing.look(self.host, self.path, follow=True, job=self.run.remote.get("job")):
         if "differs" in frame: known(self.run, self.host, self.path); self.say("the connection stands")
         else: self.heard = time.monotonic()
         if "checkpoint" in frame: self.wanted.set()
@@ -75,7 +75,7 @@ def carry(self:Follower):
             if self.ended.wait(2): return
             self.wanted.set()
 
-# %% ../../nbs/21k_follow.ipynb #e5fd706e
+# %% ../../nbs/21k_follow.ipynb #8f376664
 @patch
 def pause(self:Follower, e:Exception):
     "Wait before the next attempt; or give up."
@@ -83,7 +83,7 @@ def pause(self:Follower, e:Exception):
     if isinstance(e, RunGone) and silent > GONE: raise e
     if silent > GIVE_UP: raise HostError(f"{self.host.name} has not been reached for {silent / 86400:.0f} days ({e}); when it is back, go on with nanogpt pull {self.run.name} --follow.")
     if isinstance(e, Dropped) and self.heard > self.paused: self.wait_for = 0      # it was well in between
-    self.wait_for, self.paused = min(60 if isinstance(e, Dropped) else 600, 2 * self.wait_for or 1), time.monotonic()
+    self.wait_for, self.paused = min(20 if isinstance(e, Dropped) else 30 if isinstance(e, OSError) else 600, 2 * self.wait_for or 1), time.monotonic()
     self.say(f"{e if isinstance(e, NanoGPTError | OSError) else traceback.format_exc()} (again in {self.wait_for} s)")
     time.sleep(self.wait_for)
 
@@ -103,7 +103,7 @@ def finish(self:Follower, frame:dict) -> Run: # the last one
     self.say("all is at home")
     return self.run
 
-# %% ../../nbs/21k_follow.ipynb #29d13678
+# %% ../../nbs/21k_follow.ipynb #4ac6e9d0
 @patch
 def follow(self:Follower) -> Run:
     "Follow to the end; RunError or HostError if that cannot be reached."
@@ -114,7 +114,7 @@ def follow(self:Follower) -> Run:
             except (RunError, Damaged): raise
             except Exception as e: self.pause(e)
     except NanoGPTError as e:
-        with contextlib.suppress(OSError): note_remote(self.run, error=str(e), home=False)
+        with contextlib.suppress(OSError): note_remote(self.run, error=str(e), home=isinstance(e, RunGone)) # what is here is all there is
         raise
     finally: self.ended.set(); self.wanted.set()
 
@@ -131,7 +131,7 @@ def is_followed(run:Run) -> bool:
         with open(run.path/".follow.lock") as f: return not _try_lock(f, exclusive=False)
     except OSError: return False
 
-# %% ../../nbs/21k_follow.ipynb #d5cc9da3
+# %% ../../nbs/21k_follow.ipynb #3c01e2f3
 @patch
 def wait(self:Follower) -> Run:
     "Follow the run in this process, or wait for the process that does."
@@ -139,7 +139,7 @@ def wait(self:Follower) -> Run:
         with alone(self.run) as ours:
             if ours: return self.follow()
         time.sleep(0.2)
-        if remote_of(self.run).get("home") and not is_followed(self.run): return self.run
+        if self.run.remote.get("home") and not is_followed(self.run): return self.run
     raise RunError(f"The run folder {self.run.path} was moved or deleted while it was followed; pull again.")
 
 # %% ../../nbs/21k_follow.ipynb #31c5a4dd

@@ -38,22 +38,23 @@ class Job:
     def __hash__(self): return hash((self.host.name, self.id))
     def __repr__(self): return f"Job({self.host.name!r}, {self.id!r}, {self.last.get('state', 'not asked yet')})"
 
-# %% ../../nbs/22e_jobs.ipynb #e63def34
+# %% ../../nbs/22e_jobs.ipynb #e93fc9e5
 def start(host:Host|str,
           command:str|list, # a line for sh, or words that are passed as they are
           name:str|None=None, # to find it by
           cwd:str|None=None, # the folder there, from the home folder on
           env:dict|None=None, # variables on top of those that an ssh session there has
           secrets:dict|None=None, # variables that are written to no file and stand on no command line
-          after:"Job|str|None"=None, # begin when this job has ended
+          after:"Job|str|None"=None, # begin when this job has ended; last: the newest there
           queue:str|None=None, # one job at a time of those with the same word, first come first served
+          wait:bool=True, # False: others of the queue wait for it, and it for none
           about:dict|None=None, # anything that can be JSON, kept with the job
           id:str|None=None) -> Job: # None: a new one
     "Start a command on a host; it goes on when the connection ends."
     host, command = Host.of(host), command if isinstance(command, str) else [os.fspath(w) if isinstance(w, os.PathLike) else str(w) for w in command]
     text = lambda env: {str(k): str(v) for k, v in (env or {}).items()}
     s = host.call("jobs.start", id=id or new_id(), command=command, name=name, cwd=cwd and os.fspath(cwd), env=text(env), secrets=text(secrets),
-                  after=after.id if isinstance(after, Job) else after, queue=queue, about=about)
+                  after=after.id if isinstance(after, Job) else after, queue=queue, wait=wait, about=about)
     return Job(host, s["id"], s)
 
 # %% ../../nbs/22e_jobs.ipynb #cd9d9ace
@@ -112,14 +113,14 @@ def wait(self:Job, timeout:float|None=None) -> dict: # seconds; None: for as lon
     if self.has_ended: return self.last
     raise HostError(f"The job {self.id} on {self.host.name} goes on after {timeout:g} s ({self.last.get('state')}); wait longer, or stop it with {self.to_type('stop')}.")
 
-# %% ../../nbs/22e_jobs.ipynb #ab845247
+# %% ../../nbs/22e_jobs.ipynb #68b52c58
 @patch(as_prop=True)
 def has_ended(self:Job) -> bool: # as far as was heard
     "Whether it goes on no more."
     return self.last.get("state") in ("finished", "failed", "stopped", "lost")
 
 @patch
-def to_type(self:Job, word:str) -> str: # ls, logs, stop, rm
+def to_type(self:Job, word:str) -> str: # logs, stop, remove, pull
     "The command line that does something with this job."
     return f"nanogpt job {word} {shlex.quote(self.host.name)} {self.id}"
 
@@ -181,13 +182,13 @@ def span(s:dict) -> str:
 # %% ../../nbs/22e_jobs.ipynb #1354dd92
 def size(n:int) -> str: return f"{n} B" if n < 1000 else f"{n / 1e3:.0f} kB" if n < 1e6 else f"{n / 1e6:.0f} MB" if n < 1e9 else f"{n / 1e9:.1f} GB"
 
-# %% ../../nbs/22e_jobs.ipynb #c26053f6
+# %% ../../nbs/22e_jobs.ipynb #71cbd20a
 def jobs(host:Host|str) -> Jobs:
     "The jobs of a host, the oldest first."
     host = Host.of(host)
     return Jobs(Job(host, s["id"], s) for s in host.call("jobs.ls")["jobs"])
 
-def job(host:Host|str, word:str) -> Job: # its id, the start or the last letters of that, or its name
+def job(host:Host|str, word:str) -> Job: # its id, the start or the last letters of that, its name, or last
     "One job of a host."
-    s = Host.of(host).call("jobs.status", id=word)
+    s = Host.of(host).call("jobs.status", word=word)
     return Job(host, s["id"], s)

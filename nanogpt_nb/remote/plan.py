@@ -72,7 +72,23 @@ def headline(self:Pushed) -> str:
     gone = f"; {len(self.deleted)} deleted there" if self.deleted else ""
     return f"{what}{wire}{gone} → {self.host}:{self.asked or self.path}"
 
-# %% ../../nbs/21c_plan.ipynb #a7ffbc36
+# %% ../../nbs/21c_plan.ipynb #b6b1d816
+@patch
+def short(self:Pushed) -> str:
+    "What went, in a few words."
+    if not self.sent and not self.deleted: return "all is there"
+    out = [f"{len(self.sent)} file{'s' * (len(self.sent) != 1)} ({size(self.bytes)} over the wire)"] if self.sent else []
+    return ", ".join(out + [f"{len(self.deleted)} deleted there"] * bool(self.deleted))
+
+# %% ../../nbs/21c_plan.ipynb #065d8482
+@patch
+def remarks(self:Pushed) -> list[tuple[str, str]]:
+    "What whoever pushed should know, each with a word before it."
+    out = [("replaced", f"{some(self.replaced)}: changed there since the last push")] if self.replaced else []
+    if self.kept: out.append(("left there", f"{some(self.kept)}: gone here, and changed there since the last push"))
+    return out + [("note", n) for n in self.notes]
+
+# %% ../../nbs/21c_plan.ipynb #c4fa98db
 @patch
 def lines(self:Pushed) -> list[tuple[str, str]]:
     "What there is to say, each with a word before it."
@@ -80,9 +96,7 @@ def lines(self:Pushed) -> list[tuple[str, str]]:
     if self.sent: out.append(("files", some(self.sent)))
     if self.deleted: out.append(("would delete" if self.dry_run else "deleted", some(self.deleted)))
     if self.skipped: out.append(("stays here", some(f"{p if p.isprintable() else repr(p)} ({why})" for p, why in self.skipped.items())))
-    if self.replaced: out.append(("replaced", f"{some(self.replaced)}: changed there since the last push"))
-    if self.kept: out.append(("left there", f"{some(self.kept)}: gone here, and changed there since the last push"))
-    return out + [("note", n) for n in self.notes]
+    return out + self.remarks()
 
 # %% ../../nbs/21c_plan.ipynb #8ac84071
 @patch

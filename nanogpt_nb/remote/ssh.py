@@ -17,7 +17,7 @@ from .agent import Agent, Dropped, HostError
 from .channel import Channel, Group, Kept, Lines, placed, quote, send_request
 from .line import ASK, END, Unreachable, chain, link
 
-# %% ../../nbs/20e_ssh.ipynb #130417a3
+# %% ../../nbs/20e_ssh.ipynb #fd384e3e
 class Host:
     "A machine with sshd."
     patience = 60                                                                  # seconds to wait for a broken connection
@@ -25,15 +25,16 @@ class Host:
     _all, _lock = {}, threading.Lock()
 
     def __init__(self, name:str|Address): # alias of ~/.ssh/config, or user@host:port
-        self.name, self._address = (name.name, name) if isinstance(name, Address) else (name, None)
+        self.name, self._given = (name.name, name) if isinstance(name, Address) else (name, None)
+        self._known = None, None, None
         self.lines, self.more, self.lock, self.met = [], [], threading.RLock(), False
         HOSTS.add(self)
 
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
     def __repr__(self): return f"Host({self.name!r})"
-    @cached_property
-    def address(self) -> Address: return self._address or find_address(self.name)
+    @property
+    def alive(self) -> bool: return bool(self.lines) and all(line.is_active() for line in self.lines)
     @property
     def settings(self) -> dict: return self.address.settings
     @cached_property
@@ -42,6 +43,16 @@ class Host:
 # %% ../../nbs/20e_ssh.ipynb #be8b1dc5
 HOSTS = weakref.WeakSet()                                                          # all there are, for a child process to let go of
 
+# %% ../../nbs/20e_ssh.ipynb #5f574f8b
+@patch(as_prop=True)
+def address(self:Host) -> Address:
+    "Where the name leads."
+    if self._given: return self._given
+    if not self.alive:
+        new = find_address(self.name)
+        if self._known[1:] != (new, new.settings): self._known = new, new, dict(new.settings)
+    return self._known[0]
+
 # %% ../../nbs/20e_ssh.ipynb #01b2f4c3
 @patch(cls_method=True)
 def of(cls:Host, name:"str|Host"):
@@ -49,12 +60,12 @@ def of(cls:Host, name:"str|Host"):
     if isinstance(name, Host): return name
     with cls._lock: return cls._all.setdefault((name, os.environ.get("HOME")), cls(name))
 
-# %% ../../nbs/20e_ssh.ipynb #8f1b814e
+# %% ../../nbs/20e_ssh.ipynb #db88e806
 @patch
 def connect(self:Host, tries:int=3): # where nothing answers
     "The connection, a paramiko transport; made where there is none."
     with self.lock:
-        if self.lines and all(line.is_active() for line in self.lines): return self.lines[-1]
+        if self.alive: return self.lines[-1]
         for line in reversed(self.lines): line.close()
         for n in range(tries):
             try: self.lines = chain(self.address, times=self.times); break

@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib, json, os, sys, threading, traceback
 
 # %% auto #0
-__all__ = ['BEAT', 'MARK', 'Wire', 'chunks', 'Trouble', 'find', 'hello', 'answer', 'beating', 'serve', 'main']
+__all__ = ['BEAT', 'MARK', 'Wire', 'chunks', 'Trouble', 'find', 'hello', 'surprise', 'answer', 'beating', 'serve', 'main']
 
 # %% ../../nbs/20a_there.ipynb #0134f9c9
 class Wire:
@@ -48,18 +48,29 @@ def hello() -> dict:
     return dict(home=os.path.expanduser("~"), host=socket.gethostname(), user=user, system=platform.system(), machine=platform.machine(),
                 python=list(sys.version_info[:3]), executable=sys.executable, time=time.time(), rsync=shutil.which("rsync"), uv=shutil.which("uv"))
 
-# %% ../../nbs/20a_there.ipynb #9230b1d7
+# %% ../../nbs/20a_there.ipynb #6c71e2ff
+def surprise(e:Exception) -> dict:
+    "The frame about an error that nobody has thought of; a full disk is one that everybody meets."
+    import errno, shutil, socket
+    if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(os.path.expanduser("~")).free / 1e6
+        return dict(error="The disk of %s is full (%.0f MB free in the home folder); make room there and try again." % (socket.gethostname(), free), errno=e.errno)
+    return dict(error="%s: %s" % (type(e).__name__, e), errno=getattr(e, "errno", None), traceback=traceback.format_exc())
+
+# %% ../../nbs/20a_there.ipynb #2be227b1
 def answer(wire:Wire, question:dict, payload=()):
     "Do what a question asks; the last frame has `end` or `error`."
+    try: asked = find(question["verb"])
+    except Exception as e: return wire.send(surprise(e))
     try:
-        made = find(question["verb"])(**question.get("args", {}), **({"payload": payload} if question.get("payload") else {}))
+        made = asked(**question.get("args", {}), **({"payload": payload} if question.get("payload") else {}))
         if hasattr(made, "__next__"):
             for one in made: wire.send(*(one if isinstance(one, tuple) else (one,)))
             made = {}
         wire.send(dict(end=True, answer=made or {}))
     except Trouble as e: wire.send(dict(error=str(e)))
     except (BrokenPipeError, EOFError): raise
-    except Exception as e: wire.send(dict(error="%s: %s" % (type(e).__name__, e), errno=getattr(e, "errno", None), traceback=traceback.format_exc()))
+    except Exception as e: wire.send(surprise(e))
 
 # %% ../../nbs/20a_there.ipynb #486c084e
 BEAT = 5                                                                           # seconds

@@ -10,7 +10,8 @@ from .there import Trouble
 
 # %% auto #0
 __all__ = ['ENDED', 'STARTING', 'jobs_folder', 'read', 'write', 'boot', 'said', 'birth', 'birth_by_ps', 'is_alive', 'is_held',
-           'status_of', 'is_elsewhere', 'why_lost', 'describe', 'order', 'all_jobs', 'job_folder', 'is_id']
+           'status_of', 'is_elsewhere', 'why_lost', 'describe', 'order', 'all_jobs', 'the_job', 'called', 'job_folder',
+           'is_id']
 
 # %% ../../nbs/22a_there_folder.ipynb #c1fe7835
 ENDED = ("finished", "failed", "stopped", "lost")                                  # states of a job that goes on no more
@@ -77,7 +78,7 @@ def is_held(folder) -> bool:
     except OSError: return True
     finally: os.close(fd)
 
-# %% ../../nbs/22a_there_folder.ipynb #f9cfac09
+# %% ../../nbs/22a_there_folder.ipynb #58475c2c
 STARTING = 60                                                                      # seconds that a start may take
 
 def status_of(folder) -> dict:
@@ -89,15 +90,17 @@ def status_of(folder) -> dict:
     if s.get("state") in ENDED: return s
     if is_alive(s): return dict(s, runner=None)
     being_started = not s.get("runner") and abs(time.time() - s.get("created", 0)) < STARTING
-    return s if being_started else dict(s, state="lost", error=why_lost(s))
+    return s if being_started else dict(s, state="lost", error=why_lost(s, read(Path(folder, "job.json")).get("secrets")))
 
 # %% ../../nbs/22a_there_folder.ipynb #e2159280
 def is_elsewhere(s) -> bool: return s.get("host", socket.gethostname()) != socket.gethostname()
 
-# %% ../../nbs/22a_there_folder.ipynb #600e4ea9
-def why_lost(s) -> str:
-    if not s.get("runner"): return "The connection broke before it was started."
-    return "The machine was restarted." if s.get("boot") != boot() else "Its runner was killed; how the command ended is not known."
+# %% ../../nbs/22a_there_folder.ipynb #0d00697c
+def why_lost(s, secrets=()) -> str: # names of variables
+    if not s.get("runner"): return "The connection broke before it was started; start it again."
+    how = "The machine was restarted" if s.get("boot") != boot() else "Its runner was killed"
+    if s.get("state") == "queued": return how + " before its turn came, so it never ran; start it again" + (" (%s was in memory only)." % ", ".join(secrets) if secrets else ".")
+    return how + ("." if s.get("boot") != boot() else "; how the command ended is not known.")
 
 # %% ../../nbs/22a_there_folder.ipynb #a78e3c80
 def describe(folder) -> dict:
@@ -116,18 +119,31 @@ def all_jobs() -> list[Path]:
     "The folders of all jobs, the first come first."
     return sorted((p for p in jobs_folder().iterdir() if not p.name.startswith(".") and (p/"job.json").exists()), key=order)
 
-# %% ../../nbs/22a_there_folder.ipynb #50a4fcbb
-def job_folder(word:str) -> Path: # an id, the start of one, its last letters, or a name
+# %% ../../nbs/22a_there_folder.ipynb #4196274c
+def the_job(id:str) -> Path:
+    "The folder of the job that is called exactly so; Trouble where there is none."
+    if is_id(id) and (jobs_folder()/id/"job.json").exists(): return jobs_folder()/id
+    raise Trouble("There is no job %r on %s; nanogpt job ls HOST shows those that there are." % (id, socket.gethostname()))
+
+# %% ../../nbs/22a_there_folder.ipynb #fb762685
+def called(word:str) -> list[Path]:
+    "The jobs of that name: those that go on, or the newest where none does."
+    every = [p for p in all_jobs() if word and read(p/"job.json").get("name") == word]
+    return [p for p in every if status_of(p).get("state") not in ENDED] or every[-1:]
+
+# %% ../../nbs/22a_there_folder.ipynb #d169e755
+def job_folder(word:str) -> Path: # an id, the start of one, its last letters, a name, or last
     "The folder of a job; Trouble where there is none, or more than one."
     if is_id(word) and (jobs_folder()/word/"job.json").exists(): return jobs_folder()/word
     every = all_jobs()
-    found = [p for p in every if word and read(p/"job.json").get("name") == word][-1:]
-    found = found or [p for p in every if word and (p.name.startswith(word) or p.name.endswith("_" + word))]
+    found = called(word) or [p for p in every if word and (p.name.startswith(word) or p.name.endswith("_" + word))]
+    found = found or (every[-1:] if word == "last" else [])
     if len(found) == 1: return found[0]
     if found: raise Trouble("Several jobs can be meant by %r; say which: %s." % (word, ", ".join(p.name for p in found[-8:])))
-    raise Trouble("There is no job %r on %s; nanogpt job ls HOST shows those that there are." % (word, socket.gethostname()))
+    if not every: raise Trouble("There is no job %r on %s: there are no jobs at all." % (word, socket.gethostname()))
+    return the_job(word)
 
-# %% ../../nbs/22a_there_folder.ipynb #c5acf432
+# %% ../../nbs/22a_there_folder.ipynb #233abb79
 def is_id(word) -> bool:
     "Whether a job can be called so."
-    return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", word))
+    return isinstance(word, str) and bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", word))

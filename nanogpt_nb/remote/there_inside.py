@@ -39,7 +39,7 @@ def plain(name:str) -> str:
     "A package's name as PyPI compares it."
     return re.sub(r"[-_.]+", "-", name).lower()
 
-# %% ../../nbs/23b_there_inside.ipynb #c5d0d757
+# %% ../../nbs/23b_there_inside.ipynb #9d6d0b06
 def inside_packages(roots:list) -> dict: # requirements
     "The Python, the packages that `roots` need, and the demands that are not met."
     from importlib import metadata
@@ -51,7 +51,7 @@ def inside_packages(roots:list) -> dict: # requirements
         name, wanted, condition = parse(requirement)
         if condition and not _holds(condition): continue
         d = have.get(name)
-        if d is None or not fits(d.version, wanted): clashes.append(dict(who=who, name=name, wanted=wanted, version=d and d.version, place=d and str(d.locate_file(""))))
+        if d is None or not fits(d.version, wanted): clashes.append(dict(who=who, name=name, wanted=wanted, version=d and d.version))
         if d is not None and name not in seen: todo += [(name, r) for r in d.requires or ()]
         seen.add(name)
     return dict(about_python(), clashes=clashes, packages={n: d.version for n, d in have.items() if n in seen or n in ("nbdev", "click", "protobuf")})
@@ -71,7 +71,7 @@ def _holds(condition) -> bool: # a requirement's, as in python_version < "3.11"
         except ImportError: pass
     return False                                                                   # nobody here can tell
 
-# %% ../../nbs/23b_there_inside.ipynb #0fc547df
+# %% ../../nbs/23b_there_inside.ipynb #efaafc41
 def inside_torch() -> dict:
     "What torch is, and whether it computes."
     import warnings
@@ -84,8 +84,8 @@ def inside_torch() -> dict:
             try: torch.zeros(1, device="cuda")
             except Exception as e: error = str(e).strip().partition("\n")[0]
     mps = getattr(torch.backends, "mps", None)
-    return dict(version=torch.__version__, cuda=torch.version.cuda, hip=getattr(torch.version, "hip", None), place=os.path.dirname(torch.__file__), available=found, error=error,
-                said=[str(w.message)[:300] for w in said], archs=torch.cuda.get_arch_list() if built else [], mps=bool(mps and mps.is_available()),
+    return dict(version=torch.__version__, cuda=torch.version.cuda, hip=getattr(torch.version, "hip", None), available=found, error=error,
+                said=[str(w.message)[:300] for w in said], mps=bool(mps and mps.is_available()),
                 products={d: product(torch, d) for d in ["cpu"] + ["cuda:%d" % i for i in range(torch.cuda.device_count() if found else 0)]})
 
 # %% ../../nbs/23b_there_inside.ipynb #660de952
@@ -97,11 +97,11 @@ def product(torch, device) -> dict:
         return dict(name=torch.cuda.get_device_name(device) if device != "cpu" else "", off=off, right=off < 1)
     except Exception as e: return dict(error=str(e).strip().partition("\n")[0])
 
-# %% ../../nbs/23b_there_inside.ipynb #b78ea282
+# %% ../../nbs/23b_there_inside.ipynb #7b5a662b
 def inside_wandb() -> dict:
     "Import wandb."
     wandb = importlib.import_module("wandb")
-    return dict(version=wandb.__version__, place=os.path.dirname(wandb.__file__))
+    return dict(version=wandb.__version__)
 
 # %% ../../nbs/23b_there_inside.ipynb #6c13de85
 def inside_imports(names:list) -> dict: # requirements

@@ -43,13 +43,13 @@ class Runner:
         note = read(self.folder/"stop.json")
         return note.get("grace", 30.0) if note else 30.0 if self.signalled else None
 
-# %% ../../nbs/22d_there_runner.ipynb #cc635fb6
+# %% ../../nbs/22d_there_runner.ipynb #08b9c82c
 def tell(me:Runner, **news):
     "Write the status; a full disk is waited for."
     me.status = dict(me.status, **news)
     while me.folder.is_dir():
         try: return write(me.folder/"status.json", me.status)
-        except OSError as e: print(e, file=sys.stderr); time.sleep(2)
+        except OSError: time.sleep(2)                                              # nor could that be said anywhere
 
 # %% ../../nbs/22d_there_runner.ipynb #17cd6f8f
 def listen(me:Runner):
@@ -61,11 +61,11 @@ def listen(me:Runner):
 # %% ../../nbs/22d_there_runner.ipynb #aa639906
 def has_ended(id:str|None) -> bool: return not id or not (jobs_folder()/id).is_dir() or status_of(jobs_folder()/id)["state"] in ENDED
 
-# %% ../../nbs/22d_there_runner.ipynb #c5613558
+# %% ../../nbs/22d_there_runner.ipynb #d2f6c68d
 def is_turn(me:Runner) -> bool:
     "Whether a job may begin."
     if not has_ended(me.job.get("after")): return False
-    if not me.job.get("queue"): return True
+    if not me.job.get("queue") or not me.job.get("wait", True): return True
     if is_behind(me): return False
     me.queue = take(jobs_folder()/(".queue-%s-%s.lock" % (socket.gethostname(), me.job["queue"].encode().hex())), patience=0)
     if me.queue is not None and is_behind(me): os.close(me.queue); me.queue = None
@@ -159,13 +159,13 @@ def run(id:str) -> int:
     if pid: mind(me, pid); settle(me, pid)
     return 0
 
-# %% ../../nbs/22d_there_runner.ipynb #9c072331
+# %% ../../nbs/22d_there_runner.ipynb #df1ca2d7
 def wait_for_turn(me:Runner) -> bool:
     "Wait until the job may begin; False where its end is wanted first."
     while me.wanted() is None:
         if is_turn(me): return True
         me.pause(0.5)
-    tell(me, state="stopped", ended=time.time())
+    tell(me, state="stopped", ended=time.time(), error="It was stopped before its turn came, so it never ran.")
     return False
 
 # %% ../../nbs/22d_there_runner.ipynb #f5dad1b3
