@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GRACE', 'Steps', 'texts_of', 'digest', 'program_of', 'packed', 'wandb_secrets', 'job_of', 'job_that_trains', 'begin',
-           'deliver', 'departure', 'interrupted', 'travel', 'export_changed', 'depart', 'come_home', 'launch_there',
-           'asked_of', 'wait_there', 'stop_there', 'look_on', 'ask_what', 'come_back', 'attend', 'trouble',
-           'train_there_from_args']
+           'deliver', 'departure', 'interrupted', 'travel', 'export_changed', 'depart', 'come_home', 'preset_there',
+           'launch_there', 'asked_of', 'wait_there', 'stop_there', 'look_on', 'ask_what', 'come_back', 'attend',
+           'trouble', 'train_there_from_args']
 
 # %% ../nbs/30d_journey.ipynb #6e5faca7
 import contextlib, gzip, hashlib, json, os, shutil, sys, tarfile, threading, time
@@ -188,7 +188,13 @@ def come_home(run:Run):
     from nanogpt_nb.remote.follower import start_following
     return start_following(run)
 
-# %% ../nbs/30d_journey.ipynb #4a3935e7
+# %% ../nbs/30d_journey.ipynb #4ad40cd4
+def preset_there(on) -> str: # a Host, or what ssh calls it
+    "The preset that suits a machine; it is said when that has no GPU."
+    if Host.of(on).gpus(): return preset_for("cuda")
+    print(f"{Host.of(on).name} has no GPU that can be used; training the preset cpu there.", file=sys.stderr)
+    return "cpu"
+
 def launch_there(config:NanoGPTConfig|None, # None: the preset for a GPU, or that of the run that is resumed
                  on, # a Host, or what ssh calls it
                  name:str|None=None, runs_dir:str|Path="runs", resume=None, words:list[str]=(), group:str|None=None, project=None,
@@ -196,7 +202,7 @@ def launch_there(config:NanoGPTConfig|None, # None: the preset for a GPU, or tha
     "Train on another machine, as `launch` says; returns when the job has begun."
     host, project, steps, new = Host.of(on), find_project(project), Steps(quiet), resume is None
     secrets = wandb_secrets() if send_wandb_key else {}
-    config = at_home(config or NanoGPTConfig.preset(preset_for("cuda"))) if new else config
+    config = at_home(config or NanoGPTConfig.preset(preset_there(host))) if new else config
     run = find_run(resume, runs_dir) if not new else Run.create(config, name, runs_dir, state="starting", host=host.name, **(dict(group=group) if group else {}))
     words = [*words, *([] if new else words_for(asked_of(run, config)))]
     with departure(run, new), contextlib.nullcontext() if new else run.lock(take=False):

@@ -223,13 +223,13 @@ def _is_alive(pid:int|None) -> bool:
     except (OSError, TypeError, OverflowError) as e: return isinstance(e, PermissionError)
     return True
 
-# %% ../nbs/06b_runs.ipynb #ef31588d
+# %% ../nbs/06b_runs.ipynb #1df7e48a
 @patch
 def summary(self:Run) -> dict:
     "The run in one line: name, created, state, host, device, parameters, val_loss (best), tokens_per_second, steps, seconds."
     d, s = read_json(self.path/"config.json"), self.status
     s = s if set(FIGURES) <= s.keys() else self._figures() | s
-    return dict(name=self.name, created=str(d.get("created", "")), state=self.state, host=d.get("host", ""), device=d.get("device", ""),
+    return dict(name=self.name, created=str(d.get("created", "")), state=self.state, host=self.remote.get("host") or d.get("host", ""), device=d.get("device", ""),
                 parameters=d.get("parameters"), val_loss=s.get("val_loss"), tokens_per_second=s.get("tokens_per_second"),
                 steps=s.get("step", 0), seconds=s.get("seconds"))
 

@@ -248,17 +248,18 @@ def _suited(args) -> NanoGPTConfig: # TrainArgs
     print(f"nanogpt: there is a GPU here that torch {torch.__version__} cannot use; training the preset cpu on the CPU instead.", file=sys.stderr)
     return NanoGPTConfig.preset("cpu").replace(**{k: getattr(args.config, k) for k in args.given})
 
-# %% ../nbs/07c_train.ipynb #5535543e
+# %% ../nbs/07c_train.ipynb #5dbfbe44
 def last_words(run:Run) -> int:
     "Show what the model writes and what to type next; the exit code."
     state, nanogpt = run.status, command()
     if "state" not in state: print(f"{run.path} is not there any more; whoever moved it has the run."); return 0
     where = "" if run.path.parent == Path("runs") else f" --runs-dir {shlex.quote(str(run.path.parent))}"
     if state["state"] == "finished" and run.samples(): print(f"\n{run.samples()[-1][1].strip()}\n")
-    prompt = ' --prompt "ROMEO:"' if run.about["corpus"]["name"] == "tinyshakespeare" else ""
+    prompt = ' --prompt "ROMEO:"' if run.about["corpus"].get("name") == "tinyshakespeare" else ""
     if state["state"] == "finished": print(f"more text:     {nanogpt} sample {run.name}{where}{prompt}")
     longer = f" --max-iters {2 * run.config.max_iters}" if state["state"] == "finished" else ""
-    print(f"go on:         {nanogpt} train --resume {run.name}{where}{longer}")
+    there = f" --on {shlex.quote(run.remote['host'])}" if run.remote.get("host") else ""
+    print(f"go on:         {nanogpt} train{there} --resume {run.name}{where}{longer}")
     print(f"all runs:      {nanogpt} runs{where}")
     return 0 if state["state"] == "finished" else 128 + (state.get("signal") or signal.SIGINT)
 

@@ -63,7 +63,7 @@ def tests(args, rest) -> tuple[int, int, int]:
     "pytest: passed, failed, skipped."
     count = Count()
     together = any(word in ("-s", "--pdb") or word.startswith("-n") for word in rest)
-    apart = [] if together else ["-n", "2", "--dist", "loadfile"]  # most tests wait for processes: two at a time
+    apart = [] if together else ["-n", str((os.cpu_count() or 2) + 1), "--dist", "loadfile"]  # most tests wait for processes
     code = pytest.main(["-q", *apart, *(["--slow"] if args.slow else []), *rest], plugins=[count])
     failed = len(count.failed) or int(code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED))
     return len(count.passed - count.failed), failed, len(count.skipped - count.failed)

@@ -57,12 +57,13 @@ def walk(folder:Path,
         for n in names + links: yield os.path.relpath(os.path.join(at, n), folder)
         folders[:] = [n for n in folders if not closed(os.path.relpath(os.path.join(at, n), folder))]
 
-# %% ../../nbs/21a_files.ipynb #c8ee129d
+# %% ../../nbs/21a_files.ipynb #8beee4bf
 _CACHE, _SECRET, _GIT, _NAMED, _HOLDS = "a cache", "may hold a secret", "git's own", "a private key by its name", "holds a private key"
 FOLDERS = {".git": _GIT, "runs": "runs come home, they do not go", "wandb": "W&B's own files", "node_modules": "a cache",
            **dict.fromkeys((".ssh", ".aws", ".gnupg"), _SECRET), **dict.fromkeys((".venv", ".conda"), "an environment"),
            **dict.fromkeys("__pycache__ .pytest_cache .ruff_cache .mypy_cache .hypothesis .ipynb_checkpoints .cache .tox .nox".split(), _CACHE)}
 NAMES = {**dict.fromkeys(".env* *.env .netrc _netrc netrc .pypirc .git-credentials".split(), _SECRET), ".nanogpt_push*": "push's own", ".git": _GIT,
+         **dict.fromkeys((".venv", ".conda"), "an environment"), "runs": FOLDERS["runs"], # links to such folders
          **dict.fromkeys("id_rsa* id_dsa* id_ecdsa* id_ed25519* id_*_sk *.pem *.key *.ppk *.p12 *.pfx".split(), _NAMED),
          **dict.fromkeys("*.pyc .ds_store .jupyter_ystore.db".split(), _CACHE)}
 

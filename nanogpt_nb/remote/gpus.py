@@ -101,17 +101,21 @@ def gpus(host, # a Host, an alias of ~/.ssh/config, or user@host:port
     if not live: return GPUs(host.call("gpus.look"), host.name)
     return LiveGPUs(host, every).start() if in_notebook() else in_terminal(host, every)
 
-# %% ../../nbs/20h_gpus.ipynb #f696b59c
+# %% ../../nbs/20h_gpus.ipynb #b6fcbae0
 def in_terminal(host, every:float) -> GPUs:
     "Show the table until Ctrl-C; the last one."
     last = None
     try:
         if not sys.stdout.isatty():
-            for last in looks(host, every): print(last.text(), end="\n\n", flush=True)
+            for last in looks(host, every):
+                print(last.text(), end="\n\n", flush=True)
+                if not last: return last                                           # nothing to wait for
         from rich.live import Live
         from rich.text import Text
         with Live(Text(f"asking {host.name} …"), auto_refresh=False) as live:
-            for last in looks(host, every): live.update(Text(last.text() + f"\n{time.strftime('%H:%M:%S', time.localtime(last.time))}, Ctrl-C ends this"), refresh=True)
+            for last in looks(host, every):
+                if not last: live.stop(); print(last.text()); return last
+                live.update(Text(last.text() + f"\n{time.strftime('%H:%M:%S', time.localtime(last.time))}, Ctrl-C ends this"), refresh=True)
     except KeyboardInterrupt: pass
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # whoever read this has enough
     return last

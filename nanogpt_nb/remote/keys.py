@@ -7,13 +7,13 @@ __all__ = ['fingerprint', 'names', 'hashed', 'is_named', 'known', 'read', 'about
            'check_host', 'remember', 'trust', 'NotLetIn', 'agent_keys', 'public', 'is_open', 'candidates',
            'authenticate', 'no_entry']
 
-# %% ../../nbs/20d_keys.ipynb #33a82352
-import base64, binascii, fnmatch, hashlib, hmac, os, secrets, shlex, socket
+# %% ../../nbs/20d_keys.ipynb #cb2e39bd
+import base64, binascii, fnmatch, hashlib, hmac, os, secrets, shlex, socket, time
 from collections.abc import Iterator
 from pathlib import Path
 from ..config import ConfigError
 from .address import Address, find_address, locked
-from .agent import HostError
+from .agent import Dropped, HostError
 
 # %% ../../nbs/20d_keys.ipynb #ffc92745
 def fingerprint(blob:bytes) -> str: # public key, as it goes over the wire
@@ -108,7 +108,7 @@ def remember(address:Address, kind:str, blob:bytes):
             f.write((b"\n" if text and not text.endswith(b"\n") else b"") + f"{field} {kind} {base64.b64encode(blob).decode()}\n".encode())
             os.fsync(f.fileno())
 
-# %% ../../nbs/20d_keys.ipynb #50b94ddc
+# %% ../../nbs/20d_keys.ipynb #cb76115a
 def trust(name:str|Address, # alias of ~/.ssh/config, or user@host:port
           yes=True) -> list[str]: # True, or a function that is shown a sentence and answers
     "Fetch a host's key, and those of the hosts on the way, and write them into known_hosts; the sentences about the new ones."
@@ -119,7 +119,11 @@ def trust(name:str|Address, # alias of ~/.ssh/config, or user@host:port
         if not (yes is True or yes(said)): raise HostError(f"The key of {a.name} is not trusted; compare its fingerprint, then run: nanogpt host trust {shlex.quote(address.name)}")
         remember(a, e.kind, e.blob)
         told.append(said)
-    for line in reversed(chain(address, ask, enter=False)): line.close()
+    try: lines = chain(address, ask, enter=False)
+    except Dropped:                                                                # a busy sshd turns some away before a word
+        time.sleep(1)
+        lines = chain(address, ask, enter=False)
+    for line in reversed(lines): line.close()
     return told
 
 # %% ../../nbs/20d_keys.ipynb #9603ee5f

@@ -16,14 +16,13 @@ from .agent import HostError, start_command
 from .jobs import start
 from .ssh import Host
 
-# %% ../../nbs/23e_prepare.ipynb #36e7fdbe
+# %% ../../nbs/23e_prepare.ipynb #df8b1407
 def base_requirements() -> list[str]:
-    "What this package needs to train, as it was installed here."
-    try: return [r for r in metadata.requires("nanogpt_nb") or [] if "extra ==" not in r]
-    except metadata.PackageNotFoundError: pass
+    "What this package needs to train."
     ini = configparser.ConfigParser(delimiters=["="])
-    ini.read(Path(__file__).parents[2] / "settings.ini", encoding="utf-8")
-    return shlex.split(ini["DEFAULT"]["requirements"])
+    if "__file__" in globals(): ini.read(Path(__file__).parents[2]/"settings.ini", encoding="utf-8") # beside the sources: newer than what was installed
+    if ini["DEFAULT"].get("lib_name") == "nanogpt_nb": return shlex.split(ini["DEFAULT"]["requirements"])
+    return [r for r in metadata.requires("nanogpt_nb") or [] if "extra ==" not in r]
 
 # %% ../../nbs/23e_prepare.ipynb #6901767e
 _VERSION = r"(?:===?|[<>!~]=|[<>])\s*[\w.*+!-]+"
