@@ -227,10 +227,10 @@ def being_made() -> bool:
             except OSError: return True
     return False
 
-# %% ../../nbs/23d_there_env.ipynb #4dfd5191
+# %% ../../nbs/23d_there_env.ipynb #8a49bbf3
 def old(keep:list=()) -> dict: # keep: keys
     "The environments that nothing uses: bytes, and when each was last asked for."
-    used, now = in_use() | set(keep), being_made()
+    used, now = in_use() | in_use() | set(keep), being_made()                      # twice: the list of processes may change under the reader
     return {k: e for k, e in ls().items() if k not in used and not (now and e["used"] is None)}
 
 def remove(keys:list) -> dict:
