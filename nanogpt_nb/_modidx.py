@@ -674,6 +674,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'nanogpt_nb/remote/channel.py'),
                                            'nanogpt_nb.remote.channel.Lines.add': ( 'channel.html#lines.add',
                                                                                     'nanogpt_nb/remote/channel.py'),
+                                           'nanogpt_nb.remote.channel.interruptible': ( 'channel.html#interruptible',
+                                                                                        'nanogpt_nb/remote/channel.py'),
                                            'nanogpt_nb.remote.channel.placed': ('channel.html#placed', 'nanogpt_nb/remote/channel.py'),
                                            'nanogpt_nb.remote.channel.quote': ('channel.html#quote', 'nanogpt_nb/remote/channel.py'),
                                            'nanogpt_nb.remote.channel.send_request': ( 'channel.html#send_request',

@@ -1,6 +1,7 @@
 "Ports, GPUs, JupyterLab and VSCode of a box: a real sshd, a proxy that breaks, a stand-in for nvidia-smi that speaks its CSV."
 
 import argparse
+import contextlib
 import http.server
 import json
 import os
@@ -380,6 +381,13 @@ def test_the_live_table_goes_on_after_the_connection_broke(box, host, smi):
 LIVE = "from nanogpt_nb.remote.gpus import gpus; gpus('gpu', live=True, every=0.05)"
 
 
+def rest(terminal):
+    "What is still to be read from a terminal that nobody writes to any more."
+    with contextlib.suppress(OSError):
+        return os.read(terminal, 1 << 16).decode(errors="replace")
+    return ""
+
+
 def test_on_a_terminal_the_live_table_is_drawn_in_place_until_ctrl_c(host, smi):
     smi(CARD)
     near, far = os.openpty()
@@ -398,7 +406,8 @@ def test_on_a_terminal_the_live_table_is_drawn_in_place_until_ctrl_c(host, smi):
         until(lambda: shows(b"12 %"), "the next one")
         p.send_signal(signal.SIGINT)
         until(lambda: shows(b"\x1b[?25h"), "the cursor")
-        assert p.wait(30) == 0
+        ended = p.wait(30)
+        assert ended == 0, seen[-4000:].decode(errors="replace") + rest(near)
     finally:
         p.kill()
         p.wait()
