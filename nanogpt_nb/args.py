@@ -6,7 +6,7 @@
 __all__ = ['parse', 'TrainArgs', 'LaunchArgs', 'train_defaults', 'parse_train', 'SampleArgs', 'parse_sample', 'exit_code',
            'end_at_once']
 
-# %% ../nbs/00b_args.ipynb #c1889793
+# %% ../nbs/00b_args.ipynb #8fa3d674
 import contextlib, dataclasses, os, signal, sys, threading, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from .costs import rents
 from .config import PRESETS, ConfigError, NanoGPTConfig, NanoGPTError, preset_for
 
 # %% ../nbs/00b_args.ipynb #e4d37720
@@ -61,11 +62,14 @@ class TrainArgs:
     config: tyro.conf.OmitArgPrefixes[_Typed] = field(default_factory=_Typed) # settings of the run; the defaults shown are those of the preset
     given: tyro.conf.Suppress[frozenset] = frozenset() # what was typed of the fields of config, and of "preset"
 
-# %% ../nbs/00b_args.ipynb #d46893ff
+# %% ../nbs/00b_args.ipynb #224198ca
 @dataclass(frozen=True)
 class LaunchArgs(TrainArgs):
     "Train a model on a text, here or on another machine. Makes a folder in --runs-dir with everything about the run."
-    on: Annotated[str | None, _text("HOST", "(default: here)")] = None # machine to train on: a name that ssh knows, or user@address; the run comes home while it trains
+    on: Annotated[str | None, _text("HOST", "(default: here)")] = None # machine to train on: a name that ssh knows, or user@address; the run comes home while it trains. lambda:TYPE, or lambda:TYPE,TYPE in the order wanted, rents one, and gives it back when the run is home; rehearsal goes through all of that here and costs nothing
+    budget: Annotated[float | None, _text("DOLLARS", "(default: 10)")] = None # most that a rented machine may cost; then it is given back, with the run stopped and brought home before
+    hours: Annotated[float | None, _text("HOURS", "(default: 4)")] = None # most that it may run
+    idle: Annotated[float | None, _text("MINUTES", "(default: 20)")] = None # give it back after so long with nothing to do; 0: never
     queue: tyro.conf.FlagCreatePairsOff[bool] = False # wait there for the GPU: one such job at a time, first come first served
     after: Annotated[str | None, _text("JOB", "(default: at once)")] = None # wait there until that job has ended; last: the newest
     send_wandb_key: tyro.conf.FlagCreatePairsOff[bool] = False # let the trainer there use your W&B key; it is held in memory only
@@ -93,7 +97,7 @@ def train_defaults(argv:list[str]=(), kind:type=TrainArgs) -> TrainArgs:
     preset = _value(argv, "--preset") or preset_for(_value(argv, "--device", "cuda" if away else "auto"))
     return kind(preset=preset, config=_Typed(**dataclasses.asdict(NanoGPTConfig.preset(preset))))
 
-# %% ../nbs/00b_args.ipynb #a9d50f96
+# %% ../nbs/00b_args.ipynb #d92b9d06
 def parse_train(argv:list[str]|None=None, # words after the command; None: those of this process
                 prog:str="nanogpt train", # what the help calls the command
                 kind:type=TrainArgs, # or LaunchArgs
@@ -109,7 +113,11 @@ def parse_train(argv:list[str]|None=None, # words after the command; None: those
 
 def _check_place(args):
     "Refuse flags about another machine where there is none."
-    if getattr(args, "on", None) is not None or not isinstance(args, LaunchArgs): return
+    if not isinstance(args, LaunchArgs): return
+    for flag in ("budget", "hours", "idle"):
+        if getattr(args, flag) is not None and not rents(args.on): raise ConfigError(f"--{flag} is about a machine to rent; say which with --on lambda:TYPE (nanogpt cloud types lists them), try it with --on rehearsal, or leave it out.")
+    if args.after and rents(args.on): raise ConfigError(f"--after {args.after} waits for a job there, and a machine that is rented now has none; leave it out.")
+    if args.on is not None: return
     for flag in ("queue", "after", "send_wandb_key", "nproc", "include"):
         if getattr(args, flag): raise ConfigError(f"--{flag.replace('_', '-')} is about training on another machine; say which with --on HOST, or leave it out.")
 

@@ -17,6 +17,7 @@ import tyro
 from nanogpt_nb import __version__
 from nanogpt_nb.args import LaunchArgs, SampleArgs, end_at_once, exit_code, parse, parse_sample, parse_train, train_defaults
 from nanogpt_nb.cli_args import CompletionArgs, DataArgs, ImportArgs, RunsArgs, StopArgs, SyncArgs, WatchArgs
+from nanogpt_nb.cli_cloud import COMMANDS as CLOUD
 from nanogpt_nb.cli_remote import COMMANDS as REMOTE
 from nanogpt_nb.config import ConfigError
 from nanogpt_nb.sweep import SweepArgs, parse_sweep, sweep_defaults
@@ -167,12 +168,14 @@ COMMANDS = {
     "sweep": Command(SweepArgs, sweep, parse_sweep, sweep_defaults),
     "data": Command(DataArgs, data),
     **{name: Command(*parts) for name, parts in REMOTE.items()},
+    **{name: Command(*parts) for name, parts in CLOUD.items()},
     "completion": Command(CompletionArgs, completion),
 }
 
 GROUPS = {
     "host": "Machines to train on: give them names, trust them, look at their GPUs.",
     "job": "What runs on a machine, whoever started it and whatever became of the connection.",
+    "cloud": "Machines to rent at Lambda Cloud, under a lease that gives them back.",
 }
 
 

@@ -24,14 +24,14 @@ def labels(runs:list[Run]) -> list[str]:
     length = lambda p: next(n for n in range(1, len(p) + 1) if sum(q[-n:] == p[-n:] for q in paths) == 1)
     return [clean("/".join(p[-length(p):])) for p in paths]
 
-# %% ../nbs/06e_compare.ipynb #30bc51ae
+# %% ../nbs/06e_compare.ipynb #8f2e0655
 def _read(f, otherwise):
     try: return f()
     except Exception: return otherwise                                             # whatever is in its files
 
 def price_of(run:Run, otherwise:float|None=None) -> float|None:
-    "US dollars an hour that the run's machine cost; `otherwise` where its config.json does not tell."
-    price = _read(lambda: run.about, {}).get("price_per_hour")
+    "US dollars an hour that the run's machine cost; `otherwise` where neither config.json nor a lease tells."
+    price = _read(lambda: run.about, {}).get("price_per_hour", _read(lambda: run.money, {}).get("per_hour"))
     return float(price) if isinstance(price, (int, float)) and not isinstance(price, bool) and 0 <= price < 1e6 else otherwise
 
 # %% ../nbs/06e_compare.ipynb #4a5f4c7c
@@ -71,16 +71,16 @@ class Comparison:
     rows: list[dict] # all metrics, with the label as `run`
     x: str = "steps" # what the curves are drawn over
 
-# %% ../nbs/06e_compare.ipynb #5426d8d8
+# %% ../nbs/06e_compare.ipynb #0612d5ae
 def compare(*runs:Run|str|Path|Iterable, # by name, folder, or a table of them
             runs_dir:str|Path="runs", # folder that holds those given by name
             x:str="steps", # steps, tokens, seconds or dollars
-            price_per_hour:float|None=None) -> Comparison: # US dollars, of machines whose config.json has none
+            price_per_hour:float|None=None) -> Comparison: # US dollars, of machines whose price is not known
     "What tells runs apart, and what came of it."
     chosen = _chosen(runs, runs_dir)
     _check(x, price_per_hour)
     called, prices = labels(chosen), [price_of(run, price_per_hour) for run in chosen]
-    if x == "dollars" and None in prices: raise ConfigError(f"What an hour of {called[prices.index(None)]!r} cost is not in its config.json; give --price-per-hour (price_per_hour=).")
+    if x == "dollars" and None in prices: raise ConfigError(f"What an hour of {called[prices.index(None)]!r} cost is not known; give --price-per-hour (price_per_hour=).")
     rows, metrics = [read_row(run) for run in chosen], [rows_of(*o) for o in zip(chosen, called, prices)]
     results = [result(*o) for o in zip(rows, metrics)]
     curves = {label: [(m[AXES[x]], m["val_loss"]) for m in ms if "val_loss" in m and AXES[x] in m] for label, ms in zip(called, metrics)}

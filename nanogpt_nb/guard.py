@@ -24,11 +24,12 @@ def words_for(changes:dict) -> list[str]: # what NanoGPTConfig.diff gives: name 
         words += [f"--{flag}" if new else f"--no-{flag}"] if isinstance(new, bool) else [f"--{flag}", *(new if isinstance(new, tuple) else [str(new)])]
     return words
 
-# %% ../nbs/30a_guard.ipynb #99c8ccaf
+# %% ../nbs/30a_guard.ipynb #8aed67a0
 def environment(**more:str) -> dict:
     "The environment of a process that runs this package."
     package = str(Path(__file__).resolve().parent.parent) if "__file__" in globals() else os.getcwd()
-    return os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), package]))) | more
+    ours = {k: v for k, v in os.environ.items() if k != "LAMBDA_API_KEY"}          # who trains has no use for it
+    return ours | dict(PYTHONPATH=os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), package]))) | more
 
 # %% ../nbs/30a_guard.ipynb #060e9338
 def trainer_command(folder:str, *words:str, nproc:int=1) -> list[str]: # nproc: processes that share the work

@@ -6,14 +6,15 @@
 __all__ = ['RunTable', 'descending', 'sorted_rows', 'runs', 'clean', 'width_of', 'cell', 'grid', 'line_across', 'write_csv',
            'data_frame']
 
-# %% ../nbs/06d_history.ipynb #8e47a5da
+# %% ../nbs/06d_history.ipynb #6ff17c12
 import csv, io, re, shutil, sys, unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from .config import ConfigError, patch
+from .remote.money import dollars
 from .runs import Run
-from .where import COLUMNS, KEYS, NUMBERS, choose, find_column, kind_of, local_time, read_row
+from .where import COLUMNS, KEYS, MONEY, NUMBERS, choose, find_column, kind_of, local_time, read_row
 
 # %% ../nbs/06d_history.ipynb #c27e5244
 class RunTable(Sequence):
@@ -39,7 +40,7 @@ def sorted_rows(rows:list, by:str, row_of:Callable=lambda row: row) -> list: # r
     known.sort(key=lambda o: (isinstance(value(o), str), value(o)), reverse=descending(by, [row_of(o) for o in rows[:100]]))
     return known + [o for o in rows if value(o) is None]
 
-# %% ../nbs/06d_history.ipynb #fdb136da
+# %% ../nbs/06d_history.ipynb #82940f75
 def runs(runs_dir:str|Path="runs", # folder that holds them
          sort:str="created", # any column or setting
          where:str|Callable[[dict], bool]|Iterable|None=None, # "val_loss<1.7, name~muon", or a function of a row
@@ -51,7 +52,8 @@ def runs(runs_dir:str|Path="runs", # folder that holds them
     by, test, more = find_column(sort, rows), choose(rows, where), [find_column(c, rows) for c in _words(columns)]
     both = [b for b in both if test(b[1])]
     for key in dict.fromkeys(["created", by]): both = sorted_rows(both, key, lambda b: b[1])   # equals stay newest first
-    shown = dict.fromkeys(["name", "state", "val_loss", *more, *COLUMNS, *(["group"] if any(row["group"] for _, row in both) else [])])
+    sometimes = [key for key in (*MONEY, "group") if any(row[key] is not None for _, row in both)]
+    shown = dict.fromkeys(["name", "state", "val_loss", *more, *(key for key in sometimes if key in MONEY), *COLUMNS, *sometimes])
     return RunTable([run for run, _ in both], [row for _, row in both], shown, by, _nothing(len(rows), runs_dir, where))
 
 # %% ../nbs/06d_history.ipynb #e0916a75
@@ -72,7 +74,7 @@ def width_of(text:str) -> int:
     "The columns that a terminal needs for `text`: two for a letter of Chinese, Japanese or Korean."
     return len(text) if text.isascii() else sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
-# %% ../nbs/06d_history.ipynb #97ef1d77
+# %% ../nbs/06d_history.ipynb #b1f46991
 def cell(name:str, value) -> str:
     "A value as the table shows it."
     if value is None or value == "": return "-"
@@ -80,6 +82,7 @@ def cell(name:str, value) -> str:
     if name == "val_loss": return f"{value:.4f}"
     if name == "created": return clean(local_time(value))
     if name == "seconds": return f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min" if value < 36000 else f"{value / 3600:.1f} h"
+    if name in MONEY: return dollars(value)
     if name in NUMBERS: return f"{value:,.0f}"
     return f"{value:g}" if isinstance(value, float) else clean(str(value))
 
@@ -102,8 +105,9 @@ def line_across(width:int) -> str:
     except (UnicodeEncodeError, LookupError): return "-" * width
     return "─" * width
 
-# %% ../nbs/06d_history.ipynb #02a0fe79
+# %% ../nbs/06d_history.ipynb #f4f92ea0
 _ANSI = dict(starting=36, running=36, finished=32, stopped=33, failed=31, killed=31, lost=31, unreadable=31)
+_HEADS = COLUMNS | MONEY
 _FIRST_TO_GO = ("seconds", "steps", "created", "host", "tokens_per_second", "device", "parameters")
 
 @patch
@@ -111,7 +115,7 @@ def text(self:RunTable, width:int|None=None, # of the terminal; None: as wide as
          colours:bool=False) -> str:
     "The table as text."
     if not self.rows: return clean(self.nothing)
-    cells = {name: [COLUMNS.get(name, name), *(cell(name, row.get(name)) for row in self.rows)] for name in self.columns}
+    cells = {name: [_HEADS.get(name, name), *(cell(name, row.get(name)) for row in self.rows)] for name in self.columns}
     widths = {name: max(map(width_of, column)) + 2 for name, column in cells.items()}
     for least in _FIRST_TO_GO:
         if width and sum(widths.values()) - 2 > width: cells.pop(least, None); widths.pop(least, None)
@@ -188,18 +192,18 @@ for (const t of document.querySelectorAll('table.nanogpt-runs:not([data-on])')) 
   input.oninput = filter; bar.append(input, count); t.parentElement.before(bar); filter();
 }</script>"""
 
-# %% ../nbs/06d_history.ipynb #df58f97a
+# %% ../nbs/06d_history.ipynb #7bae52fc
 def _td(name, value, number) -> str:
-    exact = f" data-v={value:.12g}" if value is not None and name in ("parameters", "seconds", "val_loss") else ""
+    exact = f" data-v={value:.12g}" if value is not None and name in ("parameters", "seconds", "val_loss", *MONEY) else ""
     kind = " class=n" if number else f" class=s-{value}" if name == "state" and value in _ANSI else ""
     return f"<td{kind}{exact}>{escape(cell(name, value))}"
 
-# %% ../nbs/06d_history.ipynb #6f18a299
+# %% ../nbs/06d_history.ipynb #f537d305
 def _th(name, rows, sort) -> str:
     down = descending(name, rows)
     sorted_ = f' aria-sort={"descending" if down else "ascending"}' if name == sort else ""
     number = " class=n" if kind_of(name, rows) == "number" else ""
-    return f'<th scope="col" data-n="{escape(name)}"{number}{" data-d=1" * down}{sorted_}>{escape(clean(COLUMNS.get(name, name)))}</th>'
+    return f'<th scope="col" data-n="{escape(name)}"{number}{" data-d=1" * down}{sorted_}>{escape(clean(_HEADS.get(name, name)))}</th>'
 
 # %% ../nbs/06d_history.ipynb #64bf5e53
 @patch

@@ -8,15 +8,17 @@ __all__ = ['GRACE', 'Steps', 'texts_of', 'digest', 'program_of', 'packed', 'wand
            'launch_there', 'asked_of', 'wait_there', 'stop_there', 'look_on', 'ask_what', 'come_back', 'attend',
            'trouble', 'train_there_from_args']
 
-# %% ../nbs/30d_journey.ipynb #6e5faca7
+# %% ../nbs/30d_journey.ipynb #65945980
 import contextlib, gzip, hashlib, json, os, shutil, sys, tarfile, threading, time
 from collections.abc import Iterator
 from pathlib import Path
 from .config import ConfigError, NanoGPTConfig, file_sha256, preset_for, write_whole
+from .costs import cost_of, rents
 from .corpus import CorpusError, open_corpus
 from .guard import GOING, words_for
 from .launch import at_home, called, changes_of, stop
 from .remote.agent import Dropped, HostError, Refused
+from .remote.books import note_run
 from .remote.files import find_project
 from .remote.ssh import Host
 from .runs import Run, RunError, command, find_run
@@ -188,7 +190,7 @@ def come_home(run:Run):
     from nanogpt_nb.remote.follower import start_following
     return start_following(run)
 
-# %% ../nbs/30d_journey.ipynb #4ad40cd4
+# %% ../nbs/30d_journey.ipynb #785f0756
 def preset_there(on) -> str: # a Host, or what ssh calls it
     "The preset that suits a machine; it is said when that has no GPU."
     if Host.of(on).gpus(): return preset_for("cuda")
@@ -206,6 +208,7 @@ def launch_there(config:NanoGPTConfig|None, # None: the preset for a GPU, or tha
     run = find_run(resume, runs_dir) if not new else Run.create(config, name, runs_dir, state="starting", host=host.name, **(dict(group=group) if group else {}))
     words = [*words, *([] if new else words_for(asked_of(run, config)))]
     with departure(run, new), contextlib.nullcontext() if new else run.lock(take=False):
+        note_run(host, run)
         there = travel(host, run, project, steps, new, include)
         job = job_of(run, there, words, nproc, queue, after, secrets)
         depart(host, run, at_home(config or run.config), project, there, new, job, steps)
@@ -258,26 +261,26 @@ def look_on(run:Run):
     from nanogpt_nb.watch import watch_lines, watch_terminal
     (watch_terminal if sys.stdout and sys.stdout.isatty() else watch_lines)(View(run))
 
-# %% ../nbs/30d_journey.ipynb #ff0618c2
+# %% ../nbs/30d_journey.ipynb #cc447eee
 def ask_what(run:Run) -> str:
     "detach, stop or look: what to do after Ctrl-C; without a terminal, detach."
     if not (sys.stdin and sys.stdin.isatty()): return "detach"
-    try: said = input(f"\n{run.name} goes on on {run.remote.get('host')}. d: leave it there, s: stop it, Enter: look on > ").strip().lower()
+    try: said = input(f"\n{run.name} goes on on {run.remote.get('host')}{cost_of(run)}. d: leave it there, s: stop it, Enter: look on > ").strip().lower()
     except (EOFError, KeyboardInterrupt): return "detach"
     return {"d": "detach", "s": "stop"}.get(said[:1], "look")
 
-# %% ../nbs/30d_journey.ipynb #b09c5887
+# %% ../nbs/30d_journey.ipynb #d0617ae3
 def come_back(run:Run) -> str:
     "How to come back to a run."
     return f"look at it:    {command()} watch {called(run)}\nstop it:       {command()} stop {called(run)}"
 
-# %% ../nbs/30d_journey.ipynb #07e98da2
+# %% ../nbs/30d_journey.ipynb #95983fc8
 def attend(run:Run) -> int:
     "Show a run on another machine until it has ended or is left alone; the exit code."
     while True:
         try: look_on(run); wait_there(run); break
         except KeyboardInterrupt: what = ask_what(run)
-        if what == "detach": print(f"{run.name} goes on on {run.remote.get('host')}, and comes home while this machine is on.\n{come_back(run)}"); return 130
+        if what == "detach": print(f"{run.name} goes on on {run.remote.get('host')}{cost_of(run)}, and comes home while this machine is on.\n{come_back(run)}"); return 130
         if what == "stop": print("Stopping: it finishes its step and writes a checkpoint."); stop(run, wait=GRACE)
     from nanogpt_nb.train import last_words
     return last_words(run) if run.state in ("finished", "stopped") and run.metrics() else trouble(run)
@@ -285,12 +288,13 @@ def attend(run:Run) -> int:
 def trouble(run:Run) -> int:
     "Say why a run did not come to its end, or never began; the exit code."
     job = run.remote.get("job_state") or {}
-    print(f"{run.name} is {run.state}: {run.status.get('error') or job.get('error') or 'nothing is known of the reason.'}\n"
+    print(f"{run.name} is {run.state}: {run.status.get('error') or job.get('error') or run.remote.get('error') or 'nothing is known of the reason.'}\n"
           f"its output:    {command()} job logs {run.remote['host']} {run.remote['job']}")
     return 1
 
-# %% ../nbs/30d_journey.ipynb #e3af5d7a
+# %% ../nbs/30d_journey.ipynb #e8909fb6
 def train_there_from_args(args) -> int: # LaunchArgs, with on
     "Train on another machine as the command line says, and show it until it has ended."
     from nanogpt_nb.launch import launched
-    return attend(launched(args))
+    from nanogpt_nb.rented import train_rented_from_args
+    return train_rented_from_args(args) if rents(args.on) else attend(launched(args))

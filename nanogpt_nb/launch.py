@@ -6,16 +6,17 @@
 __all__ = ['launch', 'at_home', 'changes_of', 'wait', 'stop', 'launched', 'launch_from_args', 'called', 'on_flag',
            'stop_from_args']
 
-# %% ../nbs/30b_launch.ipynb #186c2f90
+# %% ../nbs/30b_launch.ipynb #1b14d322
 import os, shlex, signal, socket, subprocess, sys, threading, time
 from pathlib import Path
 from .config import ConfigError, NanoGPTConfig, preset_for
 from .corpus import open_corpus
+from .costs import rents
 from .guard import GOING, environment, holder, last_line, trains, words_for
 from .runs import Run, RunError, command, find_run, list_runs
 from .track import check_mode
 
-# %% ../nbs/30b_launch.ipynb #6457009c
+# %% ../nbs/30b_launch.ipynb #24c29e59
 def launch(config:NanoGPTConfig|None=None, # None: the preset that suits this machine, or the run that is resumed
            name:str|None=None, # of the new run; None: the time
            runs_dir:str|Path="runs",
@@ -23,8 +24,8 @@ def launch(config:NanoGPTConfig|None=None, # None: the preset that suits this ma
            wandb:str="auto", # Weights & Biases: online, offline or disabled; auto: online where there is a key, else offline
            artifact:bool=False, # keep the final checkpoint there too
            group:str|None=None, # of runs that belong together
-           on=None, # another machine: a Host, or what ssh calls it; None: here
-           **there) -> Run: # there: project, include, queue, after, nproc, send_wandb_key, quiet
+           on=None, # another machine: a Host, what ssh calls it, or a lease; lambda:TYPE or rehearsal rents one; None: here
+           **there) -> Run: # there: project, include, queue, after, nproc, send_wandb_key, quiet; where one is rented: budget (dollars), hours, idle (minutes)
     "Start training in a process of its own, here or on another machine; returns when it has begun."
     _check(config, wandb)
     words = (["--wandb", wandb] if wandb != "auto" else []) + ["--artifact"] * artifact
@@ -34,8 +35,12 @@ def launch(config:NanoGPTConfig|None=None, # None: the preset that suits this ma
     config = at_home(config or NanoGPTConfig.preset(preset_for()))
     return _start(Run.create(config, name, runs_dir, state="starting", **(dict(group=group) if group else {})), words, new=True)
 
-# %% ../nbs/30b_launch.ipynb #74316bfe
+# %% ../nbs/30b_launch.ipynb #a33d50c9
 def _launch_there(config, on, **how) -> Run:
+    if rents(on):
+        from nanogpt_nb.rented import launch_rented
+        return launch_rented(config, on, **how)
+    if money := {"budget", "hours", "idle"} & how.keys(): raise ConfigError(f"{min(money)}= is about a machine to rent; say which with on='lambda:TYPE', try it with on='rehearsal', or leave it out.")
     from nanogpt_nb.journey import launch_there
     return launch_there(config, on, **how)
 
@@ -189,9 +194,10 @@ def _in_main(run) -> bool:
     while frame and not (frame.f_globals.get("__name__") == "nanogpt_nb.train" and frame.f_locals.get("run") == run): frame = frame.f_back
     return frame is not None
 
-# %% ../nbs/30b_launch.ipynb #2659fd2b
+# %% ../nbs/30b_launch.ipynb #9a9c1cb9
 def launched(args) -> Run: # TrainArgs or LaunchArgs
     "Launch as the command line says."
+    if rents(getattr(args, "on", None)): return _launched_rented(args)
     run, config, there = None, args.config, {}
     if args.resume is not None:
         run = find_run(args.resume, args.runs_dir)
@@ -199,6 +205,10 @@ def launched(args) -> Run: # TrainArgs or LaunchArgs
     if getattr(args, "on", None) is not None: there = {k: getattr(args, k) for k in ("on", "include", "queue", "after", "send_wandb_key", "nproc")}
     if there and args.resume is None and not {"preset", "device"} & args.given: config = _suited_there(args)
     return launch(config, args.name, args.runs_dir, run, args.wandb, args.artifact, **there)
+
+def _launched_rented(args) -> Run:
+    from nanogpt_nb.rented import launched_rented
+    return launched_rented(args)
 
 def _suited_there(args) -> NanoGPTConfig:
     "The configuration that was typed, on top of the preset that suits the machine."
@@ -217,10 +227,13 @@ def called(run) -> str:
     "What to type for a run."
     return shlex.quote(run.name) + ("" if run.path.parent == Path("runs") else f" --runs-dir {shlex.quote(str(run.path.parent))}")
 
-# %% ../nbs/30b_launch.ipynb #9218f5ce
+# %% ../nbs/30b_launch.ipynb #880bdc18
 def on_flag(run:Run) -> str:
-    "The flag that says where a run was trained, if that was elsewhere."
-    return f" --on {shlex.quote(run.remote['host'])}" if run.remote.get("host") else ""
+    "The flag that has a run go on where it was trained, if that was elsewhere; on one like it, if that was rented for it."
+    from nanogpt_nb.remote.books import is_kept
+    on, m = run.remote.get("host"), run.money
+    if on and m and not is_kept(m["lease"]): on = "rehearsal" if m["rehearsal"] else f"lambda:{m['instance_type']}"
+    return f" --on {shlex.quote(on)}" if on else ""
 
 def stop_from_args(args) -> int: # with run, wait and runs_dir
     "Stop a run as the command line says, and tell how to go on."

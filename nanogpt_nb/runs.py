@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURES', 'SILENCE', 'Run', 'list_runs', 'find_run']
 
-# %% ../nbs/06b_runs.ipynb #5c2c2302
+# %% ../nbs/06b_runs.ipynb #7a42d844
 import contextlib, difflib, json, os, re, shutil, socket, threading, time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -143,7 +143,7 @@ def samples(self:Run) -> list[tuple[int, str]]:
     found = re.split(r"^--- step (\d{1,15})\n", text, flags=re.M)[1:]
     return sorted({int(step): text.rstrip("\n") for step, text in zip(found[::2], found[1::2])}.items())
 
-# %% ../nbs/06b_runs.ipynb #41415007
+# %% ../nbs/06b_runs.ipynb #10746898
 @patch(as_prop=True)
 def wandb(self:Run) -> dict:
     "The run on Weights & Biases: id, project, mode, url; empty for a run that was never there."
@@ -153,6 +153,12 @@ def wandb(self:Run) -> dict:
 def remote(self:Run) -> dict:
     "The machine that trains the run: host, path there, job, seen (the time of the last news), home (all of it is here); empty for a run of this machine."
     return read_json(self.path/"remote.json")
+
+@patch(as_prop=True)
+def money(self:Run) -> dict:
+    "What the run costs on a rented machine, as `read_money` tells; empty for a run that was never on one."
+    from nanogpt_nb.costs import read_money
+    return read_money(read_json(self.path/"money.json"), time.time())
 
 # %% ../nbs/06b_runs.ipynb #00dbd1d8
 try: import fcntl

@@ -114,7 +114,7 @@ def work(self:Sweep, stop, face, **how): # wandb, on
         face.ended(trial.number)
     self.signal = self.signal or stop.signal
 
-# %% ../nbs/12d_sweep.ipynb #1496f1b8
+# %% ../nbs/12d_sweep.ipynb #a0eeb015
 def sweep(space:dict|None=None, # field to (low, high[, "log"]) or [values]; None: that of the sweep `name`
           base:NanoGPTConfig|None=None, # the other settings; None: the preset that suits this machine
           trials:int|None=None, # in all, those of before included; None: 20, or the whole grid
@@ -126,11 +126,12 @@ def sweep(space:dict|None=None, # field to (low, high[, "log"]) or [values]; Non
           on:list|None=None) -> Sweep: # machines to train on, one trial at a time on each; None: this one
     "Search `space` for the settings with the lowest validation loss; the same call again goes on."
     from nanogpt_nb.loop import StopRequest
-    from nanogpt_nb.spread import spread
+    from nanogpt_nb.spread import machines, spread
     need("optuna", "A sweep")
+    hosts = machines(on) if on else []
     found = _open(space, base, trials, method, prune, name, Path(runs_dir))
     with StopRequest() as stop, _Face(found, quiet) as face:
-        if on: spread(found, [on] if isinstance(on, str) else list(on), stop, face, wandb=wandb)
+        if hosts: spread(found, hosts, stop, face, wandb=wandb)
         else: found.work(stop, face, wandb=wandb)
     return found
 

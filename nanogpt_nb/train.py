@@ -248,7 +248,7 @@ def _suited(args) -> NanoGPTConfig: # TrainArgs
     print(f"nanogpt: there is a GPU here that torch {torch.__version__} cannot use; training the preset cpu on the CPU instead.", file=sys.stderr)
     return NanoGPTConfig.preset("cpu").replace(**{k: getattr(args.config, k) for k in args.given})
 
-# %% ../nbs/07c_train.ipynb #5dbfbe44
+# %% ../nbs/07c_train.ipynb #930b3246
 def last_words(run:Run) -> int:
     "Show what the model writes and what to type next; the exit code."
     state, nanogpt = run.status, command()
@@ -258,8 +258,8 @@ def last_words(run:Run) -> int:
     prompt = ' --prompt "ROMEO:"' if run.about["corpus"].get("name") == "tinyshakespeare" else ""
     if state["state"] == "finished": print(f"more text:     {nanogpt} sample {run.name}{where}{prompt}")
     longer = f" --max-iters {2 * run.config.max_iters}" if state["state"] == "finished" else ""
-    there = f" --on {shlex.quote(run.remote['host'])}" if run.remote.get("host") else ""
-    print(f"go on:         {nanogpt} train{there} --resume {run.name}{where}{longer}")
+    from nanogpt_nb.launch import on_flag
+    print(f"go on:         {nanogpt} train{on_flag(run)} --resume {run.name}{where}{longer}")
     print(f"all runs:      {nanogpt} runs{where}")
     return 0 if state["state"] == "finished" else 128 + (state.get("signal") or signal.SIGINT)
 

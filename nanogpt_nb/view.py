@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Tail', 'End', 'View', 'span', 'in_notebook']
 
-# %% ../nbs/10a_view.ipynb #1bd7ffad
+# %% ../nbs/10a_view.ipynb #5a45c773
 import contextlib, os, re, statistics, sys, time
 from pathlib import Path
 from .checkpoints import read_json
@@ -51,13 +51,13 @@ class End:
                 self.seen, self.text = now, new.decode("utf-8", "replace")
         return self.text
 
-# %% ../nbs/10a_view.ipynb #9ecbc658
+# %% ../nbs/10a_view.ipynb #86c3f025
 class View:
     "A run as it stands; `refresh` looks again."
     ENDED = "finished", "stopped", "failed", "killed"
     def __init__(self, run:Run|str|Path):
         self.run = run if isinstance(run, Run) else Run(run)
-        self.state, self.status, self.about, self.missing, self.since = "unknown", {}, {}, False, time.time()
+        self.state, self.status, self.about, self.missing, self.since, self.money = "unknown", {}, {}, False, time.time(), None
         self.rows, self.progress, self.estimates = [], [], []                      # all, those with loss, those with val_loss
         self.columns = None                                                        # the head of the log's columns
         self._metrics, self._log, self._samples = (Tail(self.run.path/"metrics.jsonl"), End(self.run.path/"log.txt", 8_000),
@@ -77,7 +77,7 @@ def _take(self:View, row:dict):
     if "loss" in row: self.progress.append(row)
     if "val_loss" in row: self.estimates.append(row)
 
-# %% ../nbs/10a_view.ipynb #3d80b9d5
+# %% ../nbs/10a_view.ipynb #4f025dfb
 @patch
 def refresh(self:View) -> bool:
     "Read what is new; whether anything is."
@@ -86,6 +86,8 @@ def refresh(self:View) -> bool:
     if self.missing: return before != self._known()
     status, self.state = self.run.status, self.run.state
     self.status, self.about = status or self.status, read_json(self.run.path/"config.json") or self.about
+    from nanogpt_nb.costs import in_dollars
+    self.money = in_dollars(self.run.money) or self.money
     anew, lines = self._metrics.read()
     if anew: self.rows, self.progress, self.estimates = [], [], []
     for row in filter(None, map(_row, lines)): self._take(row)
@@ -93,7 +95,7 @@ def refresh(self:View) -> bool:
     return bool(anew or lines) or before != self._known()
 
 @patch
-def _known(self:View): return self.state, self.status, self.about, self.missing, self._log.seen, self._samples.seen
+def _known(self:View): return self.state, self.status, self.about, self.money, self.missing, self._log.seen, self._samples.seen
 
 # %% ../nbs/10a_view.ipynb #b9883b0c
 @patch
@@ -196,7 +198,7 @@ def headline(self:View) -> str:
     said = {"unknown": "not begun yet", "killed": f"killed: its process ended {f'({last_line(self.run)})' if self.run.remote else 'without a word'}", "lost": "not heard of"}.get(self.state, self.state)
     return said + (f": {why}" if why else "") + late + (", its folder is not there any more" if self.missing else "")
 
-# %% ../nbs/10a_view.ipynb #9a1614bf
+# %% ../nbs/10a_view.ipynb #b3e43c75
 @patch
 def facts(self:View) -> dict[str, str]:
     "What there is to say, a name and a few words each."
@@ -206,7 +208,7 @@ def facts(self:View) -> dict[str, str]:
             "batch loss": newest(self.progress, "loss") if self.state == "running" else None,
             "train loss": newest(self.estimates, "train_loss"), "val loss": newest(self.estimates, "val_loss"),
             "best val loss": best and f"{best[1]:.4f} at step {best[0]:,}", "speed": speed and f"{speed:,.0f} tokens/s",
-            "in use": used is not None and f"{used:.0%} of {str(self.about.get('device') or 'the device').partition(',')[0]}", "time": self._time()}
+            "in use": used is not None and f"{used:.0%} of {str(self.about.get('device') or 'the device').partition(',')[0]}", "time": self._time(), "money": self.money}
     return {k: v for k, v in said.items() if v}
 
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INCLUDE', 'MARK', 'Address', 'parse', 'included', 'lines_of', 'matches', 'applies', 'ours', 'entries', 'settings',
            'split', 'look_up', 'without_effect', 'find_address', 'ways', 'files', 'number', 'agent', 'locked',
-           'rewrite', 'include', 'write', 'aliases', 'add_host', 'key_file', 'remove_host', 'Hosts', 'hosts']
+           'rewrite', 'include', 'write', 'aliases', 'add_host', 'plain', 'key_file', 'remove_host', 'Hosts', 'hosts']
 
 # %% ../../nbs/20c_address.ipynb #c33a21a4
 import contextlib, getpass, glob, html, os, re, shlex
@@ -38,7 +38,9 @@ class Address:
 
     def __str__(self): return f"{self.user}@{self.host}" + (f":{self.port}" if self.port != 22 else "")
 
-# %% ../../nbs/20c_address.ipynb #f2c086b6
+# %% ../../nbs/20c_address.ipynb #f939f644
+_QUOTED = re.compile(r'^([ \t]*(?:user|global)knownhostsfile[ \t=]+)(".*")[ \t]*$', re.I | re.M) # paramiko takes off the outer quotes, and these are lists
+
 @cache
 def _reader():
     "paramiko's reader of ssh's configuration, which asks the network nothing that it need not."
@@ -51,11 +53,11 @@ def _reader():
         def _allowed_tokens(self, key): return [t for t in super()._allowed_tokens(key) if t in self.value]
     return Reader
 
-# %% ../../nbs/20c_address.ipynb #11e2e483
+# %% ../../nbs/20c_address.ipynb #99ee40cf
 def parse(text:str):
     "A configuration that can be asked about a host."
     from paramiko import ConfigParseError
-    try: return _reader().from_text(text)
+    try: return _reader().from_text(_QUOTED.sub(r'\1"\2"', text))
     except (ConfigParseError, ValueError) as e: raise ConfigError(f"~/.ssh/config cannot be read ({e}); mend that line.") from None
 
 # %% ../../nbs/20c_address.ipynb #fcbf5a37
@@ -220,19 +222,23 @@ def aliases() -> list[str]:
     words = [w for line in text.split("\n") if (l := line.strip().replace("=", " ", 1)).lower().startswith(("host ", "host\t")) for w in l[5:].replace('"', "").split()]
     return [w for w in dict.fromkeys(words) if not set(w) & set("*?!")]
 
-# %% ../../nbs/20c_address.ipynb #f19097b1
+# %% ../../nbs/20c_address.ipynb #188eada3
 def add_host(name:str, # what to call it
              address:str, # user@host:port
              key:str|None=None, # private key file
              port:int|None=None, jump:str|None=None, # hosts to go over, with commas between them
              python:str|None=None, # Python of an environment there, to be used as it is
-             path:str|None=None) -> Address: # folder of the project there
+             path:str|None=None, # folder of the project there
+             key_alias:str|None=None, # what the host is called in known_hosts, where its address is somebody else's tomorrow
+             known_hosts:str|None=None) -> Address: # file with the host's key, which no other file is to overrule
     "Make an entry that ssh, rsync and editors know too; one of that name is replaced."
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII): raise ConfigError(f"{name!r} cannot be the name of a host; use letters, digits, '.', '_' and '-'.")
     user, host, said = split(address)
     lines = [f"HostName {host}", user and f"User {user}", f"Port {split(f'h:{port}')[2]}" if port is not None else said and f"Port {said}"]
     lines += [f'IdentityFile "{key_file(key).replace("%", "%%")}"', "IdentitiesOnly yes"] if key else []
     lines += ["ProxyJump " + ",".join(j.strip() for j in jump.split(",") if split(j.strip()))] if jump else []
+    lines += [f"HostKeyAlias {split(key_alias)[1]}"] if key_alias else []
+    lines += [f'UserKnownHostsFile "{plain(known_hosts).replace("%", "%%")}"', "StrictHostKeyChecking yes"] if known_hosts else []
     lines += [f"{MARK} {k}={v}" for k, v in dict(python=python, path=path).items() if v]
     if not all(l.isprintable() for l in lines if l): raise ConfigError(f"The entry of {name} would have a line break or another control character in a value; take it out.")
     with locked():
@@ -240,11 +246,17 @@ def add_host(name:str, # what to call it
         write(entries() | {name: [l for l in lines if l]})
     return find_address(name)
 
-# %% ../../nbs/20c_address.ipynb #b866bdcc
+# %% ../../nbs/20c_address.ipynb #e6d8753d
+def plain(path:str|Path) -> str:
+    "A file name that ssh's configuration can hold, as an absolute path."
+    file = str(Path(path).expanduser().absolute())
+    if '"' in file or "${" in file or _CONTROL.search(file): raise ConfigError(f"{file!r} cannot stand in ssh's configuration; give the file a name without quotes, ${{ and control characters.")
+    return file
+
 def key_file(path:str) -> str:
     "A private key that ssh will accept, as an absolute path."
     file = Path(path).expanduser().absolute()
-    if '"' in str(file) or "${" in str(file) or _CONTROL.search(str(file)): raise ConfigError(f"{str(file)!r} cannot stand in ssh's configuration; give the key a name without quotes, ${{ and control characters.")
+    plain(file)
     if file.suffix == ".pub" and file.with_suffix("").exists(): raise ConfigError(f"{path} is the public half of a key; give {file.with_suffix('')}.")
     try: head = file.read_bytes()[:4096]
     except OSError as e: raise ConfigError(f"{path} cannot be read ({e.strerror}); give the file of a private key.") from None

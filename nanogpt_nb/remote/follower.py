@@ -142,13 +142,13 @@ def wait(self:Follower) -> Run:
         if self.run.remote.get("home") and not is_followed(self.run): return self.run
     raise RunError(f"The run folder {self.run.path} was moved or deleted while it was followed; pull again.")
 
-# %% ../../nbs/21k_follow.ipynb #31c5a4dd
+# %% ../../nbs/21k_follow.ipynb #ff3aeb23
 def start_following(run:Run) -> subprocess.Popen|None: # None: somebody does already
     "Start a process that follows `run`, and return at once."
     if is_followed(run): return None
     folder = run.path.resolve()
     package = str(Path(__file__).resolve().parents[2]) if "__file__" in globals() else os.getcwd()
-    env = {k: v for k, v in os.environ.items() if k != "WANDB_API_KEY"}
+    env = {k: v for k, v in os.environ.items() if k not in ("WANDB_API_KEY", "LAMBDA_API_KEY")}
     env |= dict(PYTHONPATH=os.pathsep.join(filter(None, [env.get("PYTHONPATH"), package])), PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
     with open(folder/"follow.log", "ab") as log:
         return subprocess.Popen([sys.executable, "-m", "nanogpt_nb.remote.follower", str(folder)], cwd=folder.parent, env=env, stdin=subprocess.DEVNULL,

@@ -53,11 +53,11 @@ def address(self:Host) -> Address:
         if self._known[1:] != (new, new.settings): self._known = new, new, dict(new.settings)
     return self._known[0]
 
-# %% ../../nbs/20e_ssh.ipynb #01b2f4c3
+# %% ../../nbs/20e_ssh.ipynb #9459a106
 @patch(cls_method=True)
-def of(cls:Host, name:"str|Host"):
+def of(cls:Host, name:"str|Host"): # or a lease
     "The host called `name`, the same object each time."
-    if isinstance(name, Host): return name
+    if isinstance(found := getattr(name, "host", name), Host): return found
     with cls._lock: return cls._all.setdefault((name, os.environ.get("HOME")), cls(name))
 
 # %% ../../nbs/20e_ssh.ipynb #db88e806

@@ -14,9 +14,9 @@ from .there_tail import Tail, news, same
 __all__ = ['SMALL', 'HERE', 'GOING', 'SILENCE', 'POLL', 'ALIVE', 'read', 'held', 'by_folder', 'standing', 'differing',
            'new_checkpoints', 'look', 'stays', 'others', 'write', 'put', 'room', 'find']
 
-# %% ../../nbs/21g_there_run.ipynb #a8931510
+# %% ../../nbs/21g_there_run.ipynb #78b94fbd
 SMALL = ("config.json", "tokenizer.json", "log.txt", "metrics.jsonl", "samples.txt", "launch.log", "wandb.json", "status.json")
-HERE = ("remote.json", "follow.log")                                               # what concerns one copy alone
+HERE = ("remote.json", "money.json", "follow.log")                                               # what concerns one copy alone
 
 # %% ../../nbs/21g_there_run.ipynb #6ff1b98b
 def read(path:Path) -> dict:
