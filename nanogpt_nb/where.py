@@ -15,17 +15,17 @@ from .checkpoints import read_json
 from .config import ConfigError, NanoGPTConfig
 from .runs import Run
 
-# %% ../nbs/06c_where.ipynb #ff729eff
+# %% ../nbs/06c_where.ipynb #64af0226
 COLUMNS = dict(name="name", state="state", val_loss="val loss", steps="steps", seconds="took", tokens_per_second="tokens/s",
                parameters="params", device="device", host="host", created="created") # of each run, and how the table calls them
-NUMBERS = ("parameters", "val_loss", "tokens_per_second", "steps", "seconds", "cost", "per_hour", "left")
+NUMBERS = ("parameters", "val_loss", "tokens_per_second", "steps", "seconds", "cost", "per_hour", "left", "rehearsed")
 
 # %% ../nbs/06c_where.ipynb #6d3e7b95
 MONEY = dict(cost="cost", per_hour="per hour", left="left")                            # dollars
 
-# %% ../nbs/06c_where.ipynb #b38f2f7a
+# %% ../nbs/06c_where.ipynb #18cda64b
 SETTINGS = {k: v for k, v in asdict(NanoGPTConfig()).items() if k != "device"}
-KEYS = (*COLUMNS, *MONEY, "group", "corpus", "git_commit", *SETTINGS)                         # of a row
+KEYS = (*COLUMNS, *MONEY, "rehearsed", "group", "corpus", "git_commit", *SETTINGS)                         # of a row
 
 # %% ../nbs/06c_where.ipynb #2c4ed2ba
 def _number(v): return v if isinstance(v, (int, float)) and not isinstance(v, bool) and -1e300 < v < 1e300 else None
@@ -48,13 +48,13 @@ def read_row(run:Run) -> dict:
     row |= _money(run) | dict(group=_text(about.get("group")), corpus=_text(corpus.get("name")) if isinstance(corpus, dict) else None, git_commit=_text(about.get("git_commit")))
     return row | _settings(settings, row)
 
-# %% ../nbs/06c_where.ipynb #8b132598
+# %% ../nbs/06c_where.ipynb #e887b02d
 def _money(run) -> dict:
     "The MONEY of a run; None for what is not known or over."
     try: m = run.money
     except Exception: m = {}
-    if m.get("rehearsal"): return dict.fromkeys(MONEY) | dict(cost=0.)
-    return dict(cost=m.get("cost")) | {k: m[k] if m.get("going") else None for k in ("per_hour", "left")}
+    if m.get("rehearsal"): return dict.fromkeys(MONEY) | dict(cost=m["paid"], rehearsed=round(m["cost"] - m["paid"], 2))
+    return dict(cost=m.get("cost"), rehearsed=None) | {k: m[k] if m.get("going") else None for k in ("per_hour", "left")}
 
 # %% ../nbs/06c_where.ipynb #06af7147
 def _settings(found, row) -> dict:

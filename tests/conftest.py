@@ -1,9 +1,12 @@
 "What every test file shares."
 
 import os
+import signal
 
 import pytest
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # begun in the background of a script: Ctrl-C would be tested on the deaf
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["WANDB_MODE"] = "disabled"  # the tests of tracking say otherwise
 
 

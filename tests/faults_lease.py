@@ -41,6 +41,7 @@ def main(rounds: int, seed: int, processes: int = 1, shown: int = 3) -> dict:
                 print(f"seed {r['seed']}: {r['wrong']}", flush=True)
                 if told[w] == 1: explain(r["seed"], w)
             counts["milliseconds"] += round(1000 * r["seconds"])
+            if counts["schedules"] % 500 == 0: print(json.dumps(dict(counts)), flush=True)
     return dict(counts) | dict(most_over_budget=over, lines_killed_at=len(places), kinds=dict(told))
 
 

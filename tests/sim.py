@@ -17,7 +17,19 @@ from simclock import EPOCH, Machine, MachineClock, Sim, Spans, TrueClock, here
 from simworld import CHECKPOINT, Box, Seen, Work
 
 from nanogpt_nb.config import NanoGPTError
-from nanogpt_nb.remote import asking, guarding, lambda_cloud, lease_folder, lease_guard, lease_state, money, order, rent
+from nanogpt_nb.remote import (
+    asking,
+    guarding,
+    lambda_cloud,
+    lease_decide,
+    lease_folder,
+    lease_guard,
+    lease_look,
+    lease_state,
+    money,
+    order,
+    rent,
+)
 from nanogpt_nb.remote.guarding import Guardian
 from nanogpt_nb.remote.lambda_cloud import LambdaCloud
 from nanogpt_nb.remote.lease_folder import Record
@@ -26,7 +38,7 @@ from nanogpt_nb.remote.money import MARGIN, Terms
 from nanogpt_nb.remote.rehearsal_machine import Fault, NoAnswer
 from nanogpt_nb.remote.rehearsed import Service
 
-TRACED = {m.__file__ for m in (asking, lambda_cloud, lease_folder, lease_guard, lease_state, money, order, rent)}
+TRACED = {m.__file__ for m in (asking, lambda_cloud, lease_decide, lease_folder, lease_guard, lease_look, lease_state, money, order, rent)}
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBzyOUnkX8yj1kFtE2IZQbFfNlFJbnCAN5Nn9bXUFvYi"
 ENDED = ("terminated", "preempted")
 SILENCE = 20.0  # seconds until the client takes silence for a time-out
@@ -328,6 +340,8 @@ class Worlds:
                          say=lambda text: sim.say(f"owner: {text}"), keep=lambda: record.state.phase not in ("returning", "ended"),
                          until=cloud.clock.monotonic() + 300, limits=rent.Limits(boot=terms.boot * 60, every=plan["owner"]["every"]), ssh_key="laptop")
         order.world = self
+        beside = Rec(record.path, cloud.time)  # for what is noted while the owner may stand still with the other one in hand
+        beside.world = self
         try: id = order.until_rented(plan["owner"]["tries"])
         except (NanoGPTError, OSError) as e:
             sim.say(f"owner: {e}")
@@ -337,8 +351,8 @@ class Worlds:
             return
         began = sim.t
         for i, r in enumerate(plan["runs"]):
-            sim.at(began + r["after"], lambda r=r, i=i: self.begin_run(record, id, r, i, me))
-        for e in plan["extend"]: sim.at(EPOCH + e["at"], lambda e=e: me.alive and self.extend(record, e))
+            sim.at(began + r["after"], lambda r=r, i=i: self.begin_run(beside, id, r, i, me))
+        for e in plan["extend"]: sim.at(EPOCH + e["at"], lambda e=e: me.alive and self.extend(beside, e))
         leaves = plan["owner"]["leaves"]
         if leaves is None: wait = math.inf
         elif leaves == "runs": wait = max([5, *(r["after"] for r in plan["runs"])]) + 1
@@ -491,7 +505,7 @@ class Worlds:
         if kind == "no take": add("terminate", n, "keeps")
         if kind == "unhealthy": add("launch", n, "unhealthy")
         if kind == "no boot": add("launch", n, "stuck")
-        if kind == "vanish": add("launch", 1, r.choice(["vanishes", "preempted", "sick"]), seconds=r.uniform(0, 3000))
+        if kind == "vanish": add("launch", 1, f.get("how") or r.choice(["vanishes", "preempted", "sick"]), seconds=f.get("seconds") or r.uniform(0, 3000))
         if kind == "late address": add("launch", n, "late", seconds=r.uniform(5, 400))
         if kind == "lag": add("GET /instances", 10 * n, "lags", seconds=r.uniform(2, 40))
         if kind == "odd": add("GET /instances", 5 * n, r.choice(["fields", "status"]), value="contemplating")
@@ -617,6 +631,7 @@ class Worlds:
         if s.phase != "ended": self.wrong(f"the lease is {s.phase} at the very end")
         calm = not (self.plan["laptop"]["asleep"] or self.plan["laptop"]["offline"] or self.troubles or self.plan["full"] or self.plan["kills"] or self.plan["restart"])
         ready = next((e["time"] for e in self.reader().events() if e["kind"] == "ready"), math.inf)
+        calm = calm and s.asked_at is not None and any(g.died is None or EPOCH + 1 < s.asked_at <= g.died + 1 for g in self.guards)
         if calm and s.by_clock and s.asked_at - ready > 900 and not any("spent. In" in text and EPOCH + t < s.asked_at for t, text in self.story.said):
             self.wrong("it ended by the clock, and nobody was warned")
         # one that was launched as its owner died, and that gc ended elsewhere before anybody here could look, is in no book here

@@ -71,7 +71,7 @@ class Seen:
 
     def __init__(self, sim: Sim, process_of, machine: Machine, box: Box, owner: "Process | None", own: bool, log: list):
         self.sim, self.process_of, self.machine, self.box, self.owner, self.own, self.log = sim, process_of, machine, box, owner, own, log
-        self.since, self.said, self.forgotten = sim.t, [], 0
+        self.since, self.forgotten = sim.t, 0
 
     def reaches(self, id: str | None) -> bool:
         return bool(id) and self.box.is_up(id) and self.sim.t not in self.machine.deaf and self.sim.t not in self.box.outages
@@ -117,7 +117,7 @@ class Seen:
         return self.owner is not None and self.owner.alive
 
     def say(self, text: str):
-        self.said.append((self.sim.t - EPOCH, text))
+        self.log.append((self.sim.t - EPOCH, text))
         self.sim.say(f"said: {text}")
 
     def forget(self, record):

@@ -300,7 +300,7 @@ def test_the_module_and_the_command_take_the_same_words():
     command = nanogpt("train", "--preset", "tiny", "--help")
     assert module.returncode == command.returncode == 0
     flags = [set(re.findall(r"--[a-z][a-z-]*", done.stdout)) for done in (module, command)]
-    assert flags[1] - flags[0] == {"--on", "--budget", "--hours", "--idle", "--queue", "--after", "--send-wandb-key", "--nproc", "--include", "--help"} - flags[0] and flags[0] < flags[1]
+    assert flags[1] - flags[0] == {"--on", "--budget", "--hours", "--idle", "--box-guard", "--wait", "--region", "--queue", "--after", "--send-wandb-key", "--nproc", "--include", "--help"} - flags[0] and flags[0] < flags[1]
     mistakes = [nanogpt("--dropout", "2", command=module.args[:3]), nanogpt("train", "--dropout", "2")]
     assert mistakes[0].stderr == mistakes[1].stderr != ""
     assert mistakes[0].returncode == mistakes[1].returncode == 2

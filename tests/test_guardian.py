@@ -20,6 +20,7 @@ from box import Box, Wire, until, why_no_box
 from nanogpt_nb.config import NanoGPTConfig
 from nanogpt_nb.remote import guardian, login, there_guard
 from nanogpt_nb.remote.agent import HostError
+from nanogpt_nb.remote.cloud_key import key_file, write_secret
 from nanogpt_nb.remote.guardian import guards, is_guarded, start_guardian
 from nanogpt_nb.remote.jobs import start
 from nanogpt_nb.remote.lambda_cloud import LambdaCloud
@@ -31,7 +32,7 @@ from nanogpt_nb.remote.money import Terms
 from nanogpt_nb.remote.rehearsal_machine import Fault, NoAnswer
 from nanogpt_nb.remote.rehearsed import Service
 from nanogpt_nb.remote.ssh import Host
-from nanogpt_nb.remote.world import Eye, World, is_running, tell_box, this_process
+from nanogpt_nb.remote.world import Eye, World, is_running, strays, tell_box, this_process
 from nanogpt_nb.runs import Run
 
 KEY = "secret_guardian_0123456789abcdef"
@@ -71,6 +72,7 @@ class Cloud:
         self.wire = Wire(self.web.server_port)
         self.url = f"http://127.0.0.1:{self.wire.port}/api/v1"
         self.client = LambdaCloud(KEY, self.url)
+        self.client.pace = None
 
     def close(self):
         self.wire.close()
@@ -195,12 +197,12 @@ def in_this_process(record, cloud, say=lambda text: None, **more) -> guardian.Gu
     "A guardian without a process, whose client does not wait between attempts."
     g = guardian.Guardian(
         record,
-        guardian.cloud_of(record, KEY),
+        guardian.its_cloud(record, KEY),
         World(say=say, every=0.1, **more),
         guardian.Log(open(record.path / "guardian.log", "a"), KEY),
         step,
     )
-    g.cloud.waits = (0.01,)
+    g.cloud.waits, g.cloud.pace = (0.01,), None
     return g
 
 
@@ -249,6 +251,7 @@ def test_guardian_that_was_killed_or_stopped_is_replaced(home, cloud):
 def test_guardian_that_cannot_start_says_why(home, cloud, monkeypatch):
     record = lease(cloud)
     (record.path / "lease.json").write_text("{")
+    (record.path / "events.jsonl").unlink()
     with pytest.raises(HostError, match="does not start.*guardian.log") as e:
         start_guardian(Broken(record, cloud.url), KEY)
     assert KEY not in str(e.value) and files_with_key(home) == []
@@ -266,13 +269,27 @@ def test_owner_is_known_by_number_birth_and_machine():
     assert is_running(me) and not is_running(nobody()) and not is_running(dict(me, pid=me["pid"], started=me["started"] + "0"))
 
 
+def test_the_folder_of_a_lease_is_made_again_while_it_costs(home, cloud):
+    record = lease(cloud, owner=nobody())
+    id, kinds = cloud.rent(record), [e["kind"] for e in record.events()]
+    g = in_this_process(record, cloud)
+    shutil.rmtree(record.path)
+    assert g.restored()
+    again = Record(record.path)
+    assert [e["kind"] for e in again.events()] == kinds and again.terms == record.terms
+    turns(g, "the end of the lease")
+    assert cloud.status(id) == "terminated" and again.state.phase == "ended"
+    shutil.rmtree(record.path)
+    assert not g.restored() and not record.path.exists()
+
+
 def test_key_that_was_replaced_is_looked_for_on_this_machine(home, cloud, monkeypatch):
     record = lease(cloud, owner=nobody())
     id = cloud.rent(record)
     monkeypatch.setattr("nanogpt_nb.remote.cloud_key.find_key", lambda key=None, base_url=None: key or KEY)
     out = open(home / "log", "w+")
     g = guardian.Guardian(
-        record, guardian.cloud_of(record, "secret_old_key_42"), World(say=lambda text: None), guardian.Log(out, "secret_old_key_42"), step
+        record, guardian.its_cloud(record, "secret_old_key_42"), World(say=lambda text: None), guardian.Log(out, "secret_old_key_42"), step
     )
     turns(g, "another key", lambda: g.cloud.key == KEY)
     turns(g, "the end of the lease")
@@ -306,7 +323,11 @@ def systemd(home, monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="systemd")
 def test_login_by_a_user_unit(systemd, monkeypatch):
     monkeypatch.setenv("NANOGPT_NB_DATA", str(systemd / "100% of 'it'"))
-    assert "in the environment only" in login.at_login(True)
+    assert "in no file and no keyring" in login.at_login(True)
+    key_file().parent.mkdir()
+    write_secret(key_file(), KEY)
+    assert login.at_login(True) == "" and login.unit_file().stat().st_mode & 0o077 == 0
+    key_file().unlink()
     text = login.unit_file().read_text()
     assert KEY not in text and "--all" in text and "100%% of 'it'" in text
     assert "--user enable nanogpt-nb-guardian.service" in (systemd / "asked").read_text()
@@ -319,6 +340,20 @@ def test_login_by_a_user_unit(systemd, monkeypatch):
         )
         assert login.UNIT not in done.stderr, done.stderr
     assert login.at_login(False) == "" and not login.unit_file().exists()
+
+
+@pytest.mark.parametrize("kind", ["systemd", "launchd"])
+@pytest.mark.parametrize(
+    "name, value", [("NANOGPT_NB_DATA", "a\x1bb"), ("NANOGPT_NB_DATA", "a\nb"), ("LAMBDA_API_URL", "https://me:secret_word@cloud.lambda.ai/")]
+)
+def test_what_cannot_stand_in_a_unit_ends_nothing(systemd, monkeypatch, kind, name, value):
+    monkeypatch.setenv(name, value if "http" in value else str(systemd / value))
+    monkeypatch.setattr(login, "system", lambda: kind)
+    if kind == "launchd" and value == "a\nb":
+        return
+    said = login.at_login(True)
+    assert "does not come back by itself" in said and "secret_word" not in said
+    assert not login.unit_file().exists() and not login.agent_file().exists()
 
 
 def test_watching_all_starts_a_guardian_for_each_open_lease_and_ends_with_them(home, cloud, monkeypatch):
@@ -450,7 +485,60 @@ def test_box_that_does_not_answer_holds_nobody_up(box):
     world.close()
 
 
+def test_a_box_out_of_reach_is_not_in_use(home, monkeypatch):
+    class Dead:
+        def call(self, verb, **o):
+            raise OSError("no route")
+
+        def close(self):
+            pass
+
+    world = World(every=0.01, host_of=lambda name: Dead())
+    record = type("R", (), dict(id="x", name="gpu", path=home, terms=Terms()))
+    monkeypatch.setattr("nanogpt_nb.remote.world.IN_USE", 0.2)
+    assert world.idle(record) is None
+    first = until(lambda: world.idle(record), "a time without use")
+    until(lambda: world.idle(record) > first, "a longer one")
+    world.close()
+
+
+def test_a_box_tells_of_any_number_of_runs_and_some_are_noted(home, monkeypatch):
+    monkeypatch.setattr("nanogpt_nb.remote.world.MOST", 10)
+    record = type("R", (), dict(id="x", name="gpu", path=home / "lease", state=type("S", (), dict(runs=[]))))
+    for n in range(2):
+        jobs = [dict(id=f"j{n}-{i}", state="running", run=f"/there/{n}/{'x' * 300}{i}") for i in range(20)]
+        assert len(strays(record, dict(jobs=jobs))) <= 10
+    assert 0 < len(list((home / "lease" / "runs").iterdir())) <= 10
+
+
 # On the box
+
+
+class Drips(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.server.paths.append(self.path)
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            while not self.server.over.wait(0.05):
+                self.wfile.write(b"a")
+
+
+def test_box_guard_is_not_held_up_by_an_answer_that_drips(monkeypatch):
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Drips)
+    web.paths, web.over, web.daemon_threads = [], threading.Event(), True
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    monkeypatch.setattr(there_guard, "LONGEST", 0.3)
+    try:
+        with pytest.raises(OSError, match="within"):
+            there_guard.is_gone(there_guard.Service(KEY, f"http://127.0.0.1:{web.server_port}"), "a/../b?c")
+        assert web.paths == ["/instances/a%2F..%2Fb%3Fc"]
+    finally:
+        web.over.set()
+        web.shutdown()
+        web.server_close()
 
 
 @needs_box

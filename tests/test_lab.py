@@ -147,13 +147,22 @@ def look(notebook, i: int, name: str):
 # The history
 
 
+DOLLARS = """from IPython.display import HTML, display
+from nanogpt_nb.remote.bill import Money
+money = Money.__new__(Money)
+vars(money).update(name="gpu", phase="ready", budget=5, so_far=0.06, left=4.94, minutes=1, per_hour=3.29, until=None, rehearsal=False)
+display(money, HTML("<i>$x$</i>"))"""
+
+
 def test_the_table_of_runs_sorts_by_a_click_and_filters_by_typing(lab, page):
     for name, loss, layers in (("middle", 2.0, 2), ("worst", 2.5, 1), ("best", 1.5, 3), ("none-yet", None, 3)):
         run = Run.create(NanoGPTConfig.preset("tiny").replace(n_layer=layers), name, lab.folder / "history", parameters=10_000 * layers, device="cpu")
         if loss:
             run.append(dict(step=50, val_loss=loss, tokens=100, seconds=1.0))
         run.set_status("finished", step=50)
-    notebook = page.open(lab.write("history.ipynb", ["from nanogpt_nb.history import runs\nruns('history')"])).run(0)
+    notebook = page.open(lab.write("history.ipynb", ["from nanogpt_nb.history import runs\nruns('history')", DOLLARS])).run()
+    until(notebook.cell(1).locator("i mjx-container").count, "mathematics where it is meant")
+    assert "$4.94 of $5.00" in notebook.text(1) and not notebook.cell(1).locator("table mjx-container").count()
     output = notebook.cell(0).locator(".jp-OutputArea").first
     names = lambda: [n for n in output.locator("tbody tr:visible td:first-child").all_inner_texts()]
     assert sorted(names()) == ["best", "middle", "none-yet", "worst"]

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import socket
 import ssl
 import subprocess
 import sys
@@ -528,9 +529,24 @@ def test_a_file_of_turns_that_is_torn_or_from_before_a_restart_or_not_to_be_writ
     assert pace.turn("launch") == 0 < pace.turn("launch")
 
 
+def test_turns_of_before_a_restart_do_not_count_and_a_long_wait_is_said(tmp_path):
+    clock, said = Quick(), []
+    pace = Pace(clock, tmp_path / "pace")
+    assert [pace.turn("launch") for _ in range(2)] == [0, 12.5]
+    again = Pace(clock, tmp_path / "pace")
+    again.say = said.append
+    again.wait("launch")
+    assert clock.slept == [25] and "25 s" in said[0]
+    after = Pace(clock, tmp_path / "pace")
+    after.boot = "another"
+    assert after.turn("launch") == 0
+    (tmp_path / "pace").write_text(json.dumps(dict(launch=clock.monotonic() + 1000, boot=pace.boot)))
+    assert Pace(clock, tmp_path / "pace").turn("launch") == 0
+
+
 def test_a_client_of_the_network_keeps_the_pace_and_a_rehearsal_does_not():
     real = LambdaCloud(KEY, transport=httpx.MockTransport(lambda r: httpx.Response(200, json=dict(data=[]))))
-    assert real.pace.path.is_relative_to(os.environ["NANOGPT_NB_DATA"]) and LambdaCloud(KEY, "http://127.0.0.1:1/api/v1").pace is None
+    assert real.pace.path.is_relative_to(os.environ["NANOGPT_NB_DATA"]) and LambdaCloud(KEY, "http://127.0.0.1:1/api/v1").pace is not None
     real.regions()
     assert Pace(Clock()).turn("ask") > 0
 
@@ -569,6 +585,49 @@ class Server(ThreadingHTTPServer):
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+def test_an_answer_whose_header_drips_in_ends(monkeypatch):
+    gone, listener = threading.Event(), socket.create_server(("127.0.0.1", 0))
+
+    def drip():
+        with listener.accept()[0] as line, contextlib.suppress(OSError):
+            line.recv(65536)
+            line.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not gone.wait(0.05):
+                line.sendall(b"a")
+        gone.set()
+
+    threading.Thread(target=drip, daemon=True).start()
+    cloud = LambdaCloud(KEY, f"http://127.0.0.1:{listener.getsockname()[1]}")
+    cloud.longest, cloud.waits = 0.5, ()
+    with listener, pytest.raises(Unreachable, match="no end") as e:
+        cloud.regions()
+    assert e.value.sent and gone.wait(10)  # the line was closed, too
+
+
+def test_nothing_of_the_service_moves_the_cursor_bears_a_secret_or_leads_elsewhere():
+    told = dict(
+        id="a",
+        name="\x1b[2Jgpu",
+        status="act\x1b]0;x\x07ive",
+        region=dict(name="us\x1b[31m"),
+        link=f"https://x/?token={KEY}",
+        list=[f"x?api_key={KEY}"],
+    )
+    cloud = scripted((200, dict(data=[told, told | dict(id=".."), told | dict(id="a/b")])))
+    (one,) = cloud.instances()
+    shown = repr(one) + repr(vars(one)) + str(one.region)
+    assert "\\x1b" not in shown and "\x1b" not in shown and KEY not in shown and "more" not in repr(one)
+    for ask in (cloud.instance, cloud.terminate, cloud.restart, cloud.delete_ssh_key):
+        with pytest.raises(ConfigError):
+            ask("..")
+
+
+@pytest.mark.parametrize("depth", [900, 3000, 100_000])
+def test_what_is_nested_without_end_is_a_sentence(depth):
+    with pytest.raises((Unreachable, CloudError)):
+        scripted((200, b'{"data":' + b"[" * depth + b"]" * depth + b"}")).types()
 
 
 def test_a_redirect_is_not_followed():
@@ -715,10 +774,39 @@ def test_the_first_place_that_has_a_key_wins(monkeypatch, tmp_path):
     assert (where_key(), find_key(), find_key("by_hand")) == ("environment", "of_the_environment", "by_hand")
 
 
-def test_a_kept_key_goes_to_no_program_of_this_machine():
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8000", "HTTP://127.0.0.1:8000", " http://localhost:8000", "https://cloud.lambda.ai.example.com/api/v1"]
+)
+def test_a_key_goes_to_its_own_service_only(url, monkeypatch):
     save_key("of_the_file")
-    with pytest.raises(ConfigError):
-        LambdaCloud(base_url="http://127.0.0.1:8000/api/v1")
+    assert LambdaCloud(base_url="HTTPS://Cloud.Lambda.AI/api/v1/").key == "of_the_file"
+    with pytest.raises(ConfigError, match="does not go to"):
+        LambdaCloud(base_url=url)
+    monkeypatch.setenv("LAMBDA_API_KEY", "of_the_environment")
+    with pytest.raises(ConfigError, match="does not go to"):
+        LambdaCloud(base_url=url)
+    monkeypatch.setenv("LAMBDA_API_URL", url)
+    assert LambdaCloud().key == LambdaCloud(base_url=url).key == "of_the_environment"
+    assert LambdaCloud(base_url=LAMBDA).key == "of_the_file"
+    monkeypatch.delenv("LAMBDA_API_KEY")
+    save_key("of_another", url)
+    assert LambdaCloud().key == "of_another" and KEY not in find_key()
+    with pytest.raises(ConfigError, match="does not go to"):
+        find_key(base_url=LAMBDA)
+
+
+def test_what_cannot_be_forgotten_is_said(monkeypatch, tmp_path):
+    import keyring
+
+    ring, own = Ring(broken=True), Path(save_key("of_the_file"))
+    (tmp_path / "own").write_text("of_my_file\n")
+    (tmp_path / "own").chmod(0o600)
+    monkeypatch.setenv("LAMBDA_API_KEY_FILE", str(tmp_path / "own"))
+    monkeypatch.setenv("LAMBDA_API_KEY", "of_the_environment")
+    monkeypatch.setattr(keyring, "get_keyring", lambda: ring)
+    monkeypatch.setattr(keyring, "get_password", ring.get_password)
+    left = forget_key()
+    assert len(left) == 3 and str(tmp_path / "own") in left[0] and "keyring" in left[1] and "LAMBDA_API_KEY" in left[2] and not own.exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of a Unix")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -20,13 +21,15 @@ from nanogpt_nb.remote.agent import HostError
 from nanogpt_nb.remote.bill import Money, wishes
 from nanogpt_nb.remote.cloud import NoCapacity
 from nanogpt_nb.remote.guardian import is_held, read
+from nanogpt_nb.remote.hold import Held
 from nanogpt_nb.remote.lease import attach, lease
 from nanogpt_nb.remote.lease_folder import Record, records
 from nanogpt_nb.remote.lease_state import instance_name
-from nanogpt_nb.remote.ledger import down, gc, ledger, running, spent, to_end
-from nanogpt_nb.remote.money import data_dir
+from nanogpt_nb.remote.ledger import down, gc, ledger, spent, to_end
+from nanogpt_nb.remote.money import Terms, data_dir
 from nanogpt_nb.remote.rehearsal import start_rehearsal, stop_rehearsal
 from nanogpt_nb.remote.ssh import Host
+from nanogpt_nb.remote.standing import running
 
 pytestmark = pytest.mark.skipif(why_no_box() is not None, reason=why_no_box() or "")
 WORD = "a-word-for-tests"
@@ -86,17 +89,23 @@ def test_from_the_first_sentence_to_the_ledger(service, capsys):
         before = gpu.money()
         assert 0 < before.so_far <= 0.2 and before.per_hour == 3.29
         assert gpu.extend(budget=2, hours=1).budget == 7 and gpu.state.until > before.until + 1000
-        again = lease("rehearsal", name="gpu", quiet=True).open()
+        capsys.readouterr()
+        gpu.extend(hours=1)
+        assert gpu.extend(hours=1).until == gpu.state.until and "its budget is the nearer limit" in capsys.readouterr().out
+        again = lease("rehearsal", budget=6, hours=1, name="gpu").open()
         assert again.record == gpu.record and len(alive(service)) == 1
+        assert "NOT applied (budget=6)" in capsys.readouterr().out
         assert [o.name for o in running(rehearsal=True)] == ["gpu"] and running(rehearsal=True)[0].known == "rehearsal"
+        assert "Lambda Cloud was not asked: there is no key (nanogpt cloud login)." in repr(running())
     assert gpu.state.phase == "ended" and not alive(service) and "gpu" not in entries()
     assert asked(service, "instance-operations/launch") == launches + 1
     assert "its block ended" in capsys.readouterr().out
     bill = sum(told(service)["bill"][id]["dollars"] for id in gpu.state.instances)
     assert bill <= gpu.money().so_far <= bill + 0.06
-    assert ledger() == [] and spent() == 0
+    assert ledger() == [] and spent() == 0 and repr(running(rehearsal=True)) == "nothing runs"  # it was asked
     row = next(csv.DictReader(io.StringIO(ledger(rehearsals=True).to_csv())))
-    assert row["name"] == "gpu" and float(row["dollars"]) == round(gpu.money().so_far, 4) and row["ended"] == "its block ended"
+    assert row["name"] == "gpu" and float(row["dollars"]) == gpu.money().so_far and row["ended"] == "its block ended" and row["rehearsal"] == "True"
+    assert round(gpu.money().so_far + gpu.money().left, 9) == gpu.money().budget and ledger(rehearsals=True).total(rehearsal=True) > 0
     until(lambda: not is_held(gpu.record), "the guardian to end by itself")
     with pytest.raises(HostError, match="has ended"):
         attach(gpu.id)
@@ -130,16 +139,53 @@ def test_what_cannot_be_is_refused_before_anything_begins(service):
     assert wishes(["rehearsal:gpu_1x_a10", "rehearsal"]) == (("gpu_1x_a10", "gpu_1x_h100_pcie"), True)
 
 
-def test_where_there_is_none_nothing_is_left(service):
+def test_where_there_is_none_nothing_is_left_and_only_the_error_is_told(service, capsys):
     told(service, faults=[dict(match="launch", times=50, kind="capacity")])
     try:
-        with pytest.raises(NoCapacity, match="gpu_1x_a10"):
-            lease("rehearsal:gpu_1x_a10", name="none", quiet=True).open()
+        with pytest.raises(NoCapacity, match="gpu_1x_a10.*--wait 60"):
+            lease("rehearsal:gpu_1x_a10", name="none").open()
+        with pytest.raises(ConfigError, match="no region"):
+            lease("rehearsal:gpu_1x_a10", name="nowhere", regions="nowhere").open()
     finally:
         told(service, faults=[])
+    said = capsys.readouterr().out
+    assert "or by nanogpt cloud down" in said and "gone" not in said and "NoCapacity" not in said
     record = Record.find("none")
-    assert record.state.phase == "ended" and "NoCapacity" in record.state.reason and record.state.spent(1e12) == 0
-    assert [e.type for e in ledger(rehearsals=True) if e.name == "none"] == ["gpu_1x_a10"]
+    assert record.state.phase == "ended" and record.state.reason == "no capacity" and record.state.spent(1e12) == 0
+    assert [e.type for e in ledger(rehearsals=True, all=True) if e.name == "none"] == ["gpu_1x_a10"] and "none" not in {e.name for e in ledger(rehearsals=True)}
+
+
+def test_ctrl_c_while_it_boots_is_told_in_words(service, capsys, monkeypatch):
+    monkeypatch.setattr("nanogpt_nb.remote.order.Order.until_in", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        lease("rehearsal", name="early").open()
+    record = Record.find("early")
+    until(lambda: record.state.phase == "ended", "it to be given back", 30)
+    assert record.state.reason == "you stopped it while it booted" and record.state.instances and not alive(service)
+    assert "KeyboardInterrupt" not in capsys.readouterr().out
+
+
+def test_the_end_waits_for_a_look_at_the_box(service, monkeypatch):
+    seen = []
+    monkeypatch.setattr("nanogpt_nb.remote.hold.Held.ask_to_end", lambda self, why, *more: seen.append(why))
+    held = Held(Terms("gpu_1x_a10", alias="seen"), service, quiet=True)
+    held.record = Record.create(held.terms, clock=service.time)
+    for kind, facts in dict(asking=dict(name="n", cents=129), launched=dict(id="a"), status=dict(id="a", status="active"), ready={}).items():
+        held.record.note(kind, **facts)
+    held.look_after = lambda: None
+    held.world = SimpleNamespace(idle=lambda record: seen.append("look") or (0.0 if len(seen) > 1 else None))
+    held.end()
+    assert seen == ["look", "look", "asked for"]
+    held.record.note("end", why="over"), held.record.note("gone", id="a"), held.record.note("ended")
+
+
+def test_a_laptop_that_is_shut_is_told_of(service):
+    paid = Held(Terms("gpu_1x_a10", alias="gpu"))
+    paid.record = Record.create(paid.terms)
+    assert "while this machine is on" in paid.how_to_look() and "nanogpt cloud gc" in paid.how_to_look()
+    paid.terms = Terms("gpu_1x_a10", alias="gpu", box_guard=True)
+    assert "while this machine is on" not in paid.how_to_look()
+    paid.record.note("end", why="over"), paid.record.note("ended")
 
 
 def test_no_guardian_no_launch(service, monkeypatch):

@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from sim import EPOCH, play
 from simplan import TYPES, plan, quiet, shrink, smaller
 
-from nanogpt_nb.remote import lambda_cloud, lease_guard, lease_state
+from nanogpt_nb.remote import lease_guard, lease_state, order
 from nanogpt_nb.remote.cloud import NotLaunched
+from nanogpt_nb.remote.lambda_cloud import LambdaCloud
 from nanogpt_nb.remote.lease_guard import AFTER
-from nanogpt_nb.remote.money import cost
+from nanogpt_nb.remote.money import Terms, cost
 
 EVENING, NIGHT = 1800, 12 * 3600  # seconds from the beginning: when the notebook dies, and how long nobody looks
 PRICE = TYPES["gpu_1x_h100_pcie"]
@@ -66,7 +67,18 @@ def test_the_same_night_is_told_the_same_twice():
     assert (first.log, first.billed) == (second.log, second.billed)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+def test_two_guards_whose_clocks_are_a_moment_apart_count_one_grace():
+    looks = [dict(time=t, kind="unreachable") for t in (100.0, 124.3, 124.1, 150.0, 149.6)]
+    assert lease_state.fold(Terms("gpu_1x_a10"), looks).out == (100.0, 150.0)
+
+
+def test_a_box_that_falls_ill_is_kept_for_the_grace_and_no_longer():
+    s = play(quiet(seed=5, terms=dict(budget=9, hours=3, idle=20, grace=15, keep=6, boot=30), service=[dict(kind="vanish", how="sick", seconds=600, times=1, at=0)]))  # two guards, each with its own reckoning of the time
+    ends = next(e["time"] for e in s.events if e["kind"] == "end") - EPOCH
+    assert s.wrong == [] and "unhealthy" in s.ended_by and gone(s) - ends < 60 * 15 + 120
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 @given(st.integers(0, 10**9))
 def test_schedules(seed):
     s = play(plan(seed))
@@ -104,8 +116,8 @@ def test_a_guard_that_does_not_mind_the_results_is_found_out(monkeypatch):
 
 def test_a_client_that_does_not_look_is_found_out(monkeypatch):
     def lost(self, *args): raise NotLaunched("never looked")
-    for cls in (lambda_cloud.LambdaCloud, *lambda_cloud.LambdaCloud.__mro__):
-        if "_look_for" in vars(cls): monkeypatch.setattr(cls, "_look_for", lost)
+    monkeypatch.setattr(LambdaCloud, "_look_for", lost)
+    monkeypatch.setattr(order.Order, "late", lambda self, name: None)
     assert found([quiet(wire=[dict(op="launch", kind="502 after", at=0, times=1, lasts=60, late=0)])], "at once")
 
 

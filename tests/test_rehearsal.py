@@ -1,14 +1,17 @@
 "The rehearsal: a service that speaks Lambda's API, and machines that are sshds of this machine."
 
 import base64
+import http.server
 import json
 import math
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -21,6 +24,11 @@ from openapi import check_answer, check_request
 
 from nanogpt_nb.config import ConfigError
 from nanogpt_nb.remote import rehearsal, rehearsal_boxes
+from nanogpt_nb.remote.cloud import Unreachable
+from nanogpt_nb.remote.guarding import is_of, rehearses
+from nanogpt_nb.remote.host_key import user_data
+from nanogpt_nb.remote.lambda_cloud import LambdaCloud
+from nanogpt_nb.remote.money import Terms
 from nanogpt_nb.remote.rehearsal_boxes import Boxes, greets, processes
 from nanogpt_nb.remote.rehearsal_machine import MACHINE_FAULTS, Machine, charge
 from nanogpt_nb.remote.rehearsal_stock import offers
@@ -339,8 +347,7 @@ class Laptop:
         make_key(folder / "key")
         make_key(folder / "host")
         self.public = (folder / "key.pub").read_text().strip()
-        private = "".join(f"    {line}\n" for line in (folder / "host").read_text().splitlines())
-        self.user_data = f"#cloud-config\nssh_deletekeys: true\nssh_keys:\n  ed25519_private: |\n{private}"
+        self.user_data = user_data((folder / "host").read_text(), "")
 
     def pin(self, port: int):
         self.port = port
@@ -385,7 +392,7 @@ def machine(id, laptop, **o):
 
 @pytest.fixture
 def boxes(tmp_path):
-    boxes = Boxes(tmp_path / "a folder" / "rehearsal", swap=1.0)
+    boxes = Boxes(tmp_path / "a 100%h folder" / "rehearsal", swap=1.0)
     yield boxes
     for id in list(boxes.up):
         boxes.destroy(id)
@@ -415,7 +422,7 @@ def test_a_box_ends_with_all_that_runs_on_it_and_only_that(boxes, tmp_path):
     laptop.pin(one["ssh_port"])
     done = laptop.ssh("setsid nohup sleep 600 >/dev/null 2>&1 & echo kept > lambda/nfs/texts/result; echo $HOME")
     home = done.stdout.strip()
-    assert [p.name() for p in processes(home)] == ["sleep"], done.stderr
+    until(lambda: [p.name() for p in processes(home)] == ["sleep"], "the program that it runs")
     copied = subprocess.run(
         ["rsync", "-e", " ".join(f"'{o}'" for o in ["ssh", *laptop.options(), "-p", str(laptop.port)]), __file__, "127.0.0.1:relative/"],
         capture_output=True,
@@ -436,6 +443,28 @@ def test_a_restart_ends_what_runs_and_keeps_the_disk(boxes, tmp_path):
     until(lambda: laptop.ssh("touch here; setsid nohup sleep 600 >/dev/null 2>&1 &").returncode == 0, "the pinned key")
     boxes.restart("1" * 32)
     assert laptop.ssh("ls").stdout == "here\n" and not any(p.name() == "sleep" for p in processes(str(boxes.box("1" * 32) / "home")))
+
+
+@needs_box
+def test_a_taken_port_ends_no_box(boxes, tmp_path, monkeypatch):
+    laptop = Laptop(tmp_path / "laptop")
+    laptop.user_data = ""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        gone = taken.getsockname()[1]
+        ports = iter([gone, free_port()])
+        monkeypatch.setattr(rehearsal_boxes, "free_port", lambda: next(ports))
+        port = boxes.boot(machine("1", laptop))["ssh_port"]
+    up = boxes.up["1" * 32]
+    assert port != gone and greets(port)
+    up["process"].kill()
+    up["process"].wait()
+    with socket.create_server(("127.0.0.1", port)) as taken:
+        late = threading.Timer(0.5, taken.close)
+        late.start()
+        boxes.start("1" * 32, "first_key")
+    assert greets(port) and up["process"].poll() is None and up["port"] == port
+    text = (boxes.box("1" * 32) / "sshd.log").read_text()
+    assert text.count("Cannot bind any address") >= 2
 
 
 # The process
@@ -475,23 +504,24 @@ def test_it_outlives_who_began_it_is_found_again_and_ends(data, tmp_path):
 @needs_box
 def test_killed_it_leaves_a_box_that_the_next_one_ends(data, tmp_path):
     cloud = rehearsal.start_rehearsal(boot=0.3)
-    id, told = launched(cloud, Laptop(tmp_path / "mine")), json.loads((data / "service.json").read_text())
+    id, told = launched(cloud, Laptop(tmp_path / "mine")), json.loads((data / "service.json").read_text()) | dict(key=cloud.key)
     port = cloud.instance(id).more["ssh_port"]
     os.kill(told["pid"], signal.SIGKILL)
     until(lambda: rehearsal.rehearsal().startswith("No"), "its end")
     assert greets(port)
     again = rehearsal.start_rehearsal(boot=0.3)
-    assert (again.base_url, again.key) == (cloud.base_url, cloud.key)
-    assert not greets(port) and list(again.instances()) == []
+    assert again.key != told["key"] and not greets(port) and list(again.instances()) == []
+    assert (cloud.instances(), cloud.base_url, cloud.key) == ([], again.base_url, again.key), "the client of before meets the new one"
     assert [k.name for k in again.ssh_keys()] == ["laptop"]
 
 
 @needs_box
 def test_idle_it_ends_by_itself_and_its_key_is_nowhere_but_in_its_file(data):
-    cloud = rehearsal.start_rehearsal(idle=1.0)
+    cloud = rehearsal.start_rehearsal(idle=1.0, control="open sesame")
     pid = json.loads((data / "service.json").read_text())["pid"]
     process = psutil.Process(pid)
-    assert cloud.key not in " ".join(process.cmdline()) + repr(process.environ())
+    seen = " ".join(process.cmdline()) + repr(process.environ())
+    assert cloud.key not in seen and "open sesame" not in seen
     until(lambda: not psutil.pid_exists(pid), "its end")
     holds = [p.name for p in data.rglob("*") if p.is_file() and cloud.key.encode() in p.read_bytes()]
     assert holds == ["key"] and stat.S_IMODE((data / "key").stat().st_mode) == 0o600
@@ -531,15 +561,91 @@ def _cmdline(process):
         return []
 
 
+class Squatter(http.server.ThreadingHTTPServer):
+    "Listens where a rehearsal listened, and answers everything with a kind word."
+
+    def __init__(self, port=0):
+        seen = self.seen = []
+
+        class Door(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                seen.append((self.path, self.headers.get("Authorization")))
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps(dict(data=[], proof="0" * 64, pid=1, bill={})).encode())
+
+            do_POST = do_GET
+
+        super().__init__(("127.0.0.1", port), Door)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+
+def squatting(port):
+    try:
+        return Squatter(port)
+    except OSError:
+        return None
+
+
 @needs_box
-def test_a_port_that_somebody_else_has_now_is_no_trouble(data):
-    data.mkdir(parents=True)
-    port = free_port()
-    with __import__("socket").create_server(("127.0.0.1", port)) as taken:
-        taken.listen()
-        (data / "service.json").write_text(json.dumps(dict(pid=1, port=port, url="http://127.0.0.1:1/api/v1")))
-        cloud = rehearsal.start_rehearsal()
-    assert cloud.base_url != f"http://127.0.0.1:{port}/api/v1" and list(cloud.instances()) == []
+def test_whoever_listens_where_it_listened_gets_no_key(data):
+    cloud = rehearsal.start_rehearsal()
+    told = json.loads((data / "service.json").read_text())
+    os.kill(told["pid"], signal.SIGKILL)
+    until(lambda: not rehearsal.at_work(data), "its end")
+    with until(lambda: squatting(int(told["url"].split(":")[2].split("/")[0])), "a free port") as squatter:
+        assert rehearsal.rehearsal().startswith("No rehearsal") and not rehearsal.stop_rehearsal()
+        cloud.waits = ()
+        with pytest.raises(Unreachable, match="nanogpt cloud rehearsal"):
+            cloud.instances()
+        again = rehearsal.start_rehearsal()
+        assert again.key != cloud.key and list(again.instances()) == []
+        assert squatter.seen == []
+
+
+@needs_box
+def test_a_server_that_does_not_know_the_key_is_told_nothing(data):
+    cloud = rehearsal.start_rehearsal()
+    with Squatter() as squatter:
+        told = json.loads((data / "service.json").read_text())
+        (data / "service.json").write_text(json.dumps(told | dict(url=f"http://127.0.0.1:{squatter.server_port}/api/v1")))
+        cloud.waits = ()
+        with pytest.raises(Unreachable):
+            cloud.instances()
+        assert rehearsal.rehearsal().startswith("No rehearsal")
+        assert squatter.seen and {key for _, key in squatter.seen} == {None}
+        (data / "service.json").write_text(json.dumps(told))
+    assert list(cloud.instances()) == []
+
+
+@needs_box
+def test_a_page_in_a_browser_is_turned_away(data):
+    cloud = rehearsal.start_rehearsal()
+    good = {"Authorization": f"Bearer {cloud.key}"}
+    for more, status in (({}, 200), ({"Host": "evil.example"}, 403), ({"Origin": "http://evil.example"}, 403)):
+        assert httpx.get(f"{cloud.base_url}/instances", headers=good | more, trust_env=False).status_code == status
+
+
+def test_a_folder_that_sshd_cannot_read_is_refused_at_once(monkeypatch, tmp_path):
+    for sign in '"', "\n", "\x1b":
+        monkeypatch.setenv("NANOGPT_NB_DATA", str(tmp_path / f"d{sign}t"))
+        with pytest.raises(ConfigError, match="NANOGPT_NB_DATA"):
+            rehearsal.start_rehearsal()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_word_is_a_rehearsal():
+    told = [Terms("gpu_1x_a10", base_url=url) for url in ("rehearsal", "http://127.0.0.1:8000/api/v1", "http://localhost/api/v1", None)]
+    assert [rehearses(t) for t in told] == [True, False, False, False]
+    gateway = LambdaCloud("secret", base_url="http://127.0.0.1:8000/api/v1")
+    assert not gateway.is_rehearsal and gateway.pace and "127.0.0.1" in gateway.where and not is_of(told[0], gateway) and is_of(told[1], gateway)
 
 
 @needs_box

@@ -14,15 +14,16 @@ from box import make_key, why_no_box
 from nanogpt_nb.config import ConfigError
 from nanogpt_nb.remote import there_compute
 from nanogpt_nb.remote.address import add_host, entries, find_address
-from nanogpt_nb.remote.agent import HostError
+from nanogpt_nb.remote.agent import Dropped, HostError
 from nanogpt_nb.remote.cloud import NoCapacity, OverQuota, Unsure
 from nanogpt_nb.remote.host_key import content, new_host_key, user_data
+from nanogpt_nb.remote.keys import ChangedKey
 from nanogpt_nb.remote.lambda_cloud import LambdaCloud
 from nanogpt_nb.remote.my_key import my_key, register_key
 from nanogpt_nb.remote.order import BadBox, Limits, NoBox, Order, Stopped
 from nanogpt_nb.remote.rehearsal_boxes import Boxes
 from nanogpt_nb.remote.rehearsed import Fault, Service, transport
-from nanogpt_nb.remote.rent import forget, rent
+from nanogpt_nb.remote.rent import Watch, forget, rent
 
 needs_box = pytest.mark.skipif(why_no_box() is not None, reason=why_no_box() or "")
 URL = "http://127.0.0.1:1/api/v1"
@@ -70,6 +71,7 @@ class Place:
         self.service.capacity = dict(gpu_1x_a10=["us-east-1", "us-west-1"], gpu_1x_h100_pcie=["us-west-3"], gpu_8x_h100_sxm5=["us-east-1"])
         watched = SimpleNamespace(handle=self.handle, clock=self.service.clock)
         self.cloud = LambdaCloud(self.service.key, URL, transport(watched), service.get("clock"))
+        self.cloud.is_rehearsal, self.cloud.pace = True, None
         self.lease = folder / "Application Support" / "100% lease"  # as on a Mac, and worse
         self.lease.mkdir(parents=True)
 
@@ -193,6 +195,45 @@ def test_a_machine_without_our_key_is_given_back_and_said(place):
     with pytest.raises(HostError, match="does not let"):
         place.rent(limits=Limits(**QUICK | dict(let_in=0.5)))
     assert place.alive() == [] and place.kinds()[-1] == "gone"
+
+
+def test_what_is_awaited_is_said_and_what_the_machine_says_is_one_line(words):
+    order = Order(words.cloud, types=("gpu_1x_a10",), **dict(words.how(), note=words.note))
+    watch, answers = Watch("a", SimpleNamespace(gpus=1), 0), [Dropped("none")] * 60 + [ChangedKey("other")] * 60
+    order.look = lambda w: None
+    host = SimpleNamespace(connect=lambda tries: (_ for _ in ()).throw(answers.pop(0)) if answers else None)
+    order.until_in(watch, host)
+    assert (
+        len(words.said) >= 5
+        and "sshd does not answer" in words.said[0]
+        and "key of its image" in words.said[-1]
+        and "300 s" in words.said[0]
+    )
+    host.call = lambda verb, gpus: dict(ok=True, gpus=["\x1b[2JA10"], error="", note="x")
+    assert order.until_computes(watch, host)["gpus"] == ["[2JA10"] and "\x1b" not in words.said[-1]
+
+
+def test_ssh_takes_no_other_key_and_lends_no_agent(laptop):
+    (laptop / ".ssh").mkdir(mode=0o700)
+    (laptop / ".ssh" / "config").write_text("Host *\n  ForwardAgent yes\n  VerifyHostKeyDNS yes\n")
+    address = add_host("gpu", "ubuntu@192.0.2.7", key_alias="nanogpt-a", known_hosts=str(laptop / "known"))
+    said = {"GlobalKnownHostsFile /dev/null", "VerifyHostKeyDNS no", "ForwardAgent no", "StrictHostKeyChecking yes"}
+    assert said <= set(entries()["gpu"]) and address.known_hosts == (str(laptop / "known"),) and address.global_hosts == ("/dev/null",)
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("gpu_1x_a10", "lambda:gpu_1x_a10"),
+        ("lamda:gpu_1x_a10", "lambda:gpu_1x_a10"),
+        ("rehersal:cpu_4x_general", "rehearsal:cpu_4x_general"),
+    ],
+)
+def test_a_type_is_no_host(name, meant):
+    with pytest.raises(ConfigError, match=f"did you mean {meant}"):
+        find_address(name)
+    add_host("gpu_1x_a10", "192.0.2.7")
+    assert find_address("gpu_1x_a10").host == "192.0.2.7" and find_address("lambda").host == "lambda"
 
 
 # ---- which one

@@ -16,11 +16,11 @@ from nanogpt_nb import cli
 from nanogpt_nb.args import LaunchArgs, parse_train
 from nanogpt_nb.compare import compare
 from nanogpt_nb.config import ConfigError, NanoGPTConfig, NanoGPTError
-from nanogpt_nb.costs import read_money, rents
+from nanogpt_nb.costs import in_dollars, read_money, rents
 from nanogpt_nb.faces import head_html
 from nanogpt_nb.history import runs
-from nanogpt_nb.launch import launch
-from nanogpt_nb.remote.books import keep_books, note_run
+from nanogpt_nb.launch import launch, on_flag
+from nanogpt_nb.remote.books import keep_books, note_run, noted
 from nanogpt_nb.remote.lease_folder import Record, records
 from nanogpt_nb.remote.money import Terms
 from nanogpt_nb.rented import types_of
@@ -89,10 +89,22 @@ def test_a_minute_that_has_begun_is_a_whole_one_and_an_ended_bill_does_not_grow(
 
 
 def test_the_runs_of_a_lease_bear_its_bill_together():
-    edges = [None, 1130.5, 1131, 1800, None]
-    parts = [{k: v for k, v in dict(since=a, to=b).items() if v} for a, b in zip(edges[:-1], edges[1:])]
-    told = [read_money(BILL | dict(began=1000, ended=2345, lost=0.35) | part, now=5000) for part in parts]
+    parts = [[[None, 1130.5], [1800, None]], [[1130.5, 1131]], [[1131, 1800]]]  # the first one came back
+    told = [read_money(BILL | dict(began=1000, ended=2345, lost=0.35, parts=p), now=5000) for p in parts]
     assert sum(m["cost"] for m in told) == pytest.approx(told[0]["spent"]) == pytest.approx(23 * 0.05 + 0.35)
+
+
+@pytest.mark.parametrize("price", [3.29, 1.29])
+def test_what_is_shown_adds_up_to_the_cent_at_any_minute(price):
+    cents = lambda said: int(said.replace("$", "").replace(".", ""))
+    for minute in range(1, 91):
+        bill = BILL | dict(dollars_per_hour=price, budget=2.0, began=1000, ended=1000 + 60 * minute)
+        m = read_money(bill, now=9e9)
+        paid, left = (cents(word.split()[0]) for word in in_dollars(m).split(", "))
+        assert left == max(0, 200 - paid) and m["left"] >= 0 and m["spent"] * 60 >= price * minute - 1e-6
+        runs = [read_money(bill | dict(parts=p), now=9e9) for p in ([[None, 1100], [2000, 3000]], [[1100, 2000]], [[3000, None]])]
+        assert sum(cents(in_dollars(r).split()[0]) for r in runs) == paid
+        assert all(" for this run, " in in_dollars(r) and "spent on the machine" in in_dollars(r) for r in runs)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"dollars_per_hour": "3", "budget": 5}', '{"dollars_per_hour": 3}', '{"dollars_per_hour": 1e400, "budget": 5}', "\udcff"])
@@ -113,7 +125,7 @@ def test_the_live_view_tells_what_it_costs_so_far_per_hour_and_what_is_left(tmp_
     with run.lock():
         view.refresh()
         assert view.facts()["money"] == "$0.50 so far, $3.00 an hour, $4.50 of $5.00 left"
-        assert "money <b>$0.50" in head_html(view) and "$4.50 of $5.00 left" in view.text()
+        assert "money <b><span>$</span>0.50" in head_html(view) and "$4.50 of $5.00 left" in view.text()
         (run.path / "money.json").write_text(json.dumps(BILL | dict(began=time.time() - 1190)))
         assert view.refresh() and view.facts()["money"].startswith("$1.00 so far")
         assert not view.refresh()
@@ -132,8 +144,9 @@ def test_the_list_of_runs_has_columns_for_money_when_there_is_any(tmp_path):
     table = runs(tmp_path, sort="cost")
     assert [run.name for run in table] == ["paid", "going", "rehearsed", "home"]
     assert [(row["cost"], row["per_hour"], row["left"]) for row in table.rows] == [(pytest.approx(1), None, None), (pytest.approx(0.5), 3.0, 4.5), (0, None, None), (None, None, None)]
+    assert [row["rehearsed"] for row in table.rows] == [None, None, 1.0, None]
     lines = {line.split()[0]: line for line in table.text().splitlines()}
-    assert "$1.00" in lines["paid"] and "$0.50     $3.00  $4.50" in lines["going"] and "$0.00" in lines["rehearsed"] and "$" not in lines["home"]
+    assert "$1.00" in lines["paid"] and "$0.50     $3.00  $4.50" in lines["going"] and "($1.00)" in lines["rehearsed"] and "rehearsed, nothing is paid" in table.text() and "rehearsed, nothing is paid" in table._repr_html_() and "$" not in lines["home"]
     assert [run.name for run in runs(tmp_path, where="cost>0.75, per hour=none")] == ["paid"]
     assert "data-v=0.5" in table._repr_html_() and ">$0.50" in table._repr_html_()
     assert "cost" in table.to_csv().splitlines()[0].split(",")
@@ -175,6 +188,28 @@ def test_a_run_on_a_machine_of_a_lease_is_noted_by_whatever_name_it_goes(desk):
     assert run.money["lease"] == record.id and run.money["per_hour"] == 3.0
 
 
+def test_a_launch_that_fails_leaves_no_run_in_the_lease_and_no_bill_in_the_run(desk):
+    record, _ = lease_of(desk)
+    run = made("one", desk / "runs", BILL | dict(began=1000, ended=2200))
+    with pytest.raises(ConfigError), noted(Named("h100"), run):
+        assert record.state.runs == [str(run.path.resolve())] and run.money["lease"] == record.id
+        raise ConfigError("The project cannot be sent.")
+    assert record.state.runs == [] and run.money["lease"] == BILL["lease"]
+    keep_books(record)
+    assert run.money["lease"] == BILL["lease"]
+    note_run(Named("h100"), run)
+    with pytest.raises(ConfigError), noted(Named("h100"), run):  # it is trained there already
+        raise ConfigError("It goes on already.")
+    assert record.state.runs == [str(run.path.resolve())]
+
+
+@pytest.mark.parametrize("bill, flags", [(BILL, "lambda:gpu_1x_h100_pcie --budget 5"), (BILL | dict(rehearsal=True, budget=2.5), "rehearsal:gpu_1x_h100_pcie --budget 2.5")])
+def test_a_run_goes_on_with_the_type_and_the_budget_that_it_had(desk, bill, flags):
+    run = made("one", desk / "runs", bill | dict(began=1000, ended=2200))
+    (run.path / "remote.json").write_text(json.dumps(dict(host="gpu", path="/there", job="j")))
+    assert on_flag(run) == f" --on {flags}"
+
+
 def test_the_books_follow_the_lease_to_its_end_and_past_it(desk):
     record, clock = lease_of(desk)
     first, second = made("first", desk / "runs"), made("second", desk / "runs")
@@ -195,6 +230,18 @@ def test_the_books_follow_the_lease_to_its_end_and_past_it(desk):
     shutil.rmtree(first.path)
     keep_books(record)
     assert not first.path.exists()  # nothing is made in the place of a folder that is gone
+    assert second.money["cost"] == second.money["spent"]  # and what it bore is borne by the other
+
+
+def test_a_run_that_comes_back_and_one_whose_launch_failed_leave_nothing_that_nobody_bears(desk):
+    record, clock = lease_of(desk)
+    first, second = made("first", desk / "runs"), made("second", desk / "runs")
+    for clock[0], path in ((1010, desk / "runs/failed"), (1200, first.path), (1600, second.path), (1700, desk / "runs/failed"), (1800, first.path), (1900, first.path)):
+        record.note("run", path=str(path))
+    record.note("gone", id="a", time=2800)
+    clock[0] = 2801.0
+    keep_books(record)
+    assert first.money["cost"] == pytest.approx(1.5 - second.money["cost"]) and second.money["cost"] == pytest.approx((14 - 10) * 0.05) and second.money["spent"] == 1.5
 
 
 def test_a_run_that_goes_on_under_another_lease_keeps_what_it_had_cost(desk):
@@ -229,7 +276,7 @@ def test_types_are_tried_in_the_order_given():
 
 
 @pytest.mark.parametrize("words, said", [
-    ("--budget 5", "--on lambda:TYPE"), ("--on gpu --hours 3", "--hours is about a machine to rent"), ("--on lambda:22 --idle 3", "--idle is about"), ("--on rehearsal --after last", "has none"),
+    ("--budget 5", "--on lambda:TYPE"), ("--on gpu --hours 3", "--hours is about a machine to rent"), ("--on lambda:22 --idle 3", "--idle is about"), ("--on gpu --box-guard", "--box-guard is about a machine to rent"), ("--wait 5", "--wait is about"), ("--on gpu --region us-east-1", "--region is about"), ("--on rehearsal --after last", "has none"),
 ])  # fmt: skip
 def test_flags_about_money_are_about_what_is_rented(words, said):
     with pytest.raises(ConfigError, match=said):
@@ -278,6 +325,9 @@ def at_home(run):
 
 @boxed
 def test_train_on_a_rehearsal_shows_the_run_and_gives_back(desk, capfd):
+    from nanogpt_nb.remote.rehearsal import start_rehearsal
+
+    start_rehearsal(boot=0.3)
     code = cli.main(["train", "--on", "rehearsal", "--budget", "5", "--hours", "1", "--preset", "tiny", "--data", "text.txt", "--max-iters", "20", "--eval-interval", "10", "--name", "one"])
     said = capfd.readouterr().out
     (record,) = records()
@@ -286,7 +336,7 @@ def test_train_on_a_rehearsal_shows_the_run_and_gives_back(desk, capfd):
     assert record.terms.budget == 5 and record.terms.hours == 1 and record.state.home == record.state.runs == [str((desk / "runs/one").resolve())]
     assert said.index("at most") < said.index("connect ") < said.index("step    20") < said.index("money $") < said.index("is gone")
     assert "of $5.00 left (a rehearsal: nothing is paid)" in said
-    assert cli.main(["runs"]) == 0 and "$0.00" in capfd.readouterr().out
+    assert cli.main(["runs"]) == 0 and "($0." in capfd.readouterr().out
 
 
 @boxed
@@ -310,7 +360,7 @@ def test_a_launch_that_fails_gives_back_what_it_rented(desk, monkeypatch):
     with pytest.raises(ConfigError, match="cannot be sent"):
         launch(TINY.replace(data=("text.txt",)), "one", on="rehearsal", quiet=True)
     (record,) = records()
-    assert ended(record) and record.state.reason == "the launch ended with ConfigError" and not (desk / "runs/one").exists()
+    assert ended(record) and record.state.reason == "the launch failed" and not (desk / "runs/one").exists()
 
 
 @boxed

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INCLUDE', 'MARK', 'Address', 'parse', 'included', 'lines_of', 'matches', 'applies', 'ours', 'entries', 'settings',
-           'split', 'look_up', 'without_effect', 'find_address', 'ways', 'files', 'number', 'agent', 'locked',
+           'meant', 'split', 'look_up', 'without_effect', 'find_address', 'ways', 'files', 'number', 'agent', 'locked',
            'rewrite', 'include', 'write', 'aliases', 'add_host', 'plain', 'key_file', 'remove_host', 'Hosts', 'hosts']
 
 # %% ../../nbs/20c_address.ipynb #c33a21a4
@@ -113,8 +113,14 @@ def settings(name:str) -> dict[str, str]:
     said = [line[len(MARK):].strip().partition("=") for line in entries().get(name, ()) if line.startswith(MARK)]
     return {key.strip(): value.strip() for key, _, value in said}
 
-# %% ../../nbs/20c_address.ipynb #321c956b
+# %% ../../nbs/20c_address.ipynb #02d9d3ad
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")                         # what ends a line, or moves a terminal's cursor
+
+def meant(name:str) -> str:
+    "A question for who has typed an instance type, or almost what rents one; empty for other names."
+    place, _, types = name.rpartition(":")
+    if not re.fullmatch(r"(gpu|cpu)_\d+x_\w+(,\w+)*", types): return f"; did you mean {name}:TYPE, to rent a machine?" if name == "lambda" else ""
+    return f"; did you mean {'rehearsal' if place[:1] == 'r' else 'lambda'}:{types}, to rent a machine?"
 
 def split(name:str) -> tuple[str, str, int|None]:
     "User, host and port of `user@host:port`."
@@ -123,6 +129,7 @@ def split(name:str) -> tuple[str, str, int|None]:
     found = re.fullmatch(r"(\[.*\]|[^:]*):([^:]*)", rest)
     host, port = found.groups() if found else (rest, None)
     if not re.fullmatch(r"[^\s/\\'\"$`&|;<>()*?!#-][^\s/\\'\"$`&|;<>()*?!#]*", host) or at and not re.fullmatch(r"[^\s'\"$`&|;<>()-][^\s'\"$`&|;<>()]*", user) or _CONTROL.search(host + user): raise wrong
+    if port is not None and not port.isdigit() and (rent := meant(str(name))): raise ConfigError(f"{name!r} has no port {port!r}{rent}")
     if port is not None and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536): raise ConfigError(f"{name!r} has port {port!r}; a port is a number from 1 to 65535.")
     return user, host.strip("[]"), int(port) if port else None
 
@@ -139,13 +146,14 @@ def look_up(host:str, system:bool=True) -> dict: # system: with what the machine
 
 def without_effect(o:dict) -> tuple: return tuple(w for w in _NO_EFFECT if o.get(w.lower(), "no") not in ("no", "none", "any"))
 
-# %% ../../nbs/20c_address.ipynb #42767a89
+# %% ../../nbs/20c_address.ipynb #46f1c4fc
 def find_address(name:str, # alias of ~/.ssh/config, or user@host:port
                  seen:tuple=()) -> Address: # hosts that go over this one
     "Where a name leads, as ssh would say (ssh_config(5))."
     user, host, port = split(name)
     if host in seen: raise ConfigError(f"ProxyJump goes in a circle, {' over '.join((*seen, host))}; mend it in ~/.ssh/config.")
     o = look_up(host)
+    if host != "lambda" and o["hostname"] == host and (rent := meant(host)): raise ConfigError(f"{host!r} is the type of a machine and no host{rent}")
     proxy_jump, proxy_command = ways(o, (*seen, host))
     return Address(name, o["hostname"], port or number(o, "port", 22), user or o.get("user") or getpass.getuser(), files(o, "identityfile"), o.get("identitiesonly") == "yes",
                    agent(o), proxy_jump, proxy_command, files(o, "userknownhostsfile"), o.get("hostkeyalias", ""), o.get("hashknownhosts") == "yes",
@@ -222,7 +230,7 @@ def aliases() -> list[str]:
     words = [w for line in text.split("\n") if (l := line.strip().replace("=", " ", 1)).lower().startswith(("host ", "host\t")) for w in l[5:].replace('"', "").split()]
     return [w for w in dict.fromkeys(words) if not set(w) & set("*?!")]
 
-# %% ../../nbs/20c_address.ipynb #188eada3
+# %% ../../nbs/20c_address.ipynb #194b5369
 def add_host(name:str, # what to call it
              address:str, # user@host:port
              key:str|None=None, # private key file
@@ -238,7 +246,7 @@ def add_host(name:str, # what to call it
     lines += [f'IdentityFile "{key_file(key).replace("%", "%%")}"', "IdentitiesOnly yes"] if key else []
     lines += ["ProxyJump " + ",".join(j.strip() for j in jump.split(",") if split(j.strip()))] if jump else []
     lines += [f"HostKeyAlias {split(key_alias)[1]}"] if key_alias else []
-    lines += [f'UserKnownHostsFile "{plain(known_hosts).replace("%", "%%")}"', "StrictHostKeyChecking yes"] if known_hosts else []
+    lines += [f'UserKnownHostsFile "{plain(known_hosts).replace("%", "%%")}"', "GlobalKnownHostsFile /dev/null", "StrictHostKeyChecking yes", "VerifyHostKeyDNS no", "ForwardAgent no"] if known_hosts else []
     lines += [f"{MARK} {k}={v}" for k, v in dict(python=python, path=path).items() if v]
     if not all(l.isprintable() for l in lines if l): raise ConfigError(f"The entry of {name} would have a line break or another control character in a value; take it out.")
     with locked():

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['nbdev_paths', 'cache_folder', 'stamp', 'export_notebooks', 'run_export', 'identity', 'one_at_a_time']
 
-# %% ../../nbs/21_exporting.ipynb #f46cdfa5
+# %% ../../nbs/21_exporting.ipynb #0dd8e9e0
 import contextlib, hashlib, json, os, re, shutil, socket, subprocess, sys, tempfile, uuid
 from collections.abc import Iterator
 from configparser import ConfigParser, Error as IniError
 from pathlib import Path
-from ..config import write_whole
+from ..config import child_env, write_whole
 from .agent import HostError
 
 # %% ../../nbs/21_exporting.ipynb #62f902ec
@@ -55,10 +55,10 @@ def export_notebooks(project:Path, # folder
     write_whole(kept, stamp(*paths))
     return []
 
-# %% ../../nbs/21_exporting.ipynb #90732ca3
+# %% ../../nbs/21_exporting.ipynb #54a6e672
 def run_export(program:str, project:Path):
     "Run nbdev_export; its last line is the reason when it fails."
-    done = subprocess.run([program], cwd=project, capture_output=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run([program], cwd=project, env=child_env(), capture_output=True, stdin=subprocess.DEVNULL)
     if not done.returncode: return
     lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
     raise HostError(f"The notebooks cannot be exported ({lines[-1].strip()[:300]}), so nothing was sent; run nbdev_export in {project}, correct what it says, and push again.")

@@ -6,12 +6,12 @@
 __all__ = ['FOLDERS', 'NAMES', 'find_project', 'project_folder', 'git_files', 'walk', 'why_not_name', 'why_not_folder',
            'holds_key', 'why_not', 'matches', 'is_whole', 'begins_in', 'Listing', 'digest', 'entry', 'listing', 'bar']
 
-# %% ../../nbs/21a_files.ipynb #19b4e13d
+# %% ../../nbs/21a_files.ipynb #4d0916df
 import fnmatch, functools, hashlib, json, os, re, shutil, stat, subprocess, sys, tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from ..config import ConfigError, patch
+from ..config import ConfigError, child_env, patch
 
 # %% ../../nbs/21a_files.ipynb #ef2dbcd1
 def find_project(start:str|Path|None=None) -> Path: # the folder to search from; None: the current one
@@ -25,10 +25,10 @@ def project_folder(project:str|Path|None=None) -> Path:
     "The folder that is meant by `project`: as it is given, or the nearest project upwards."
     return find_project() if project is None else Path(project).expanduser().resolve()
 
-# %% ../../nbs/21a_files.ipynb #89183d55
+# %% ../../nbs/21a_files.ipynb #985c70ac
 def _git(folder:Path, *words:str, git_dir:str|None=None) -> list[str]|None:
     "The names that a git command prints; None where git refuses."
-    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | dict(GIT_OPTIONAL_LOCKS="0", LC_ALL="C")
+    env = {k: v for k, v in child_env(GIT_OPTIONAL_LOCKS="0", LC_ALL="C").items() if k == "GIT_OPTIONAL_LOCKS" or not k.startswith("GIT_")}
     where = ["--git-dir", git_dir, "--work-tree", "."] if git_dir else []
     done = subprocess.run(["git", *where, *words], cwd=folder, env=env, capture_output=True, stdin=subprocess.DEVNULL)
     return None if done.returncode else [os.fsdecode(p) for p in done.stdout.split(b"\0") if p]

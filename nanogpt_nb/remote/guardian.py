@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['main', 'say', 'guard', 'start_guardian', 'end_stuck', 'environment', 'begin', 'last_line', 'look_after', 'watch_all']
 
-# %% ../../nbs/25e_guardian.ipynb #2b1d7c09
+# %% ../../nbs/25e_guardian.ipynb #dc9a6971
 import contextlib, os, signal, subprocess, sys, threading, time, traceback
 from pathlib import Path
-from ..config import NanoGPTError
+from ..config import NanoGPTError, child_env
 from .agent import HostError
-from .guarding import STALE, Guardian, Log, alone, beat, beats, cloud_of, guards, is_guarded, is_held, key_for, notify
+from .guarding import STALE, Guardian, Log, alone, beat, beats, guards, is_guarded, is_held, its_cloud, key_for, notify, rehearses
 from .there_folder import birth, boot, read
 from .world import World
 
-# %% ../../nbs/25e_guardian.ipynb #d910ef04
+# %% ../../nbs/25e_guardian.ipynb #fb32697e
 def main(argv:list[str]) -> int:
     "`python -m nanogpt_nb.remote.guardian FOLDER`: look after a lease; `--all`: after every open one."
     os.environ.pop("LAMBDA_API_KEY", None)
@@ -24,7 +24,7 @@ def main(argv:list[str]) -> int:
     from nanogpt_nb.remote.lease_folder import Record
     record, log = Record(Path(argv[0])), Log(sys.stderr, key)
     with alone(record) as ours:
-        if ours: cloud = cloud_of(record, key); beat(record)
+        if ours: cloud = its_cloud(record, key); beat(record)
         say("guarding" if ours else "guarded")
         if ours: guard(record, cloud, log)
     return 0
@@ -47,13 +47,13 @@ def guard(record, cloud, log:Log):
     try: Guardian(record, cloud, world, log).stay()
     except BaseException: log(traceback.format_exc()); raise
 
-# %% ../../nbs/25e_guardian.ipynb #ce4dff01
+# %% ../../nbs/25e_guardian.ipynb #3a267e34
 def start_guardian(record, # a Record of lease_folder
                    key:str|None=None, # the account's; None: where it is kept
                    patience:float=60) -> bool: # seconds
     "See to it that a lease has a guardian of its own on this machine; whether this started one. HostError if it does not start."
     if is_guarded(record): return False
-    key = key or key_for(record)
+    key = "" if rehearses(record.terms) else key or key_for(record)
     end_stuck(record)
     word = begin(record, key, patience)
     if word in ("guarding", "guarded"): return word == "guarding"
@@ -68,11 +68,11 @@ def end_stuck(record):
     until = time.monotonic() + 10
     while is_held(record) and time.monotonic() < until: time.sleep(0.02)
 
-# %% ../../nbs/25e_guardian.ipynb #a945e324
+# %% ../../nbs/25e_guardian.ipynb #ad283eb3
 def environment() -> dict[str, str]:
     "The variables of a guardian: those of this process, without the keys."
     package = str(Path(__file__).resolve().parents[2]) if "__file__" in globals() else os.getcwd()
-    env = {k: v for k, v in os.environ.items() if k not in ("LAMBDA_API_KEY", "WANDB_API_KEY", "JUPYTER_TOKEN")}
+    env = child_env()
     return env | dict(PYTHONPATH=os.pathsep.join(filter(None, [env.get("PYTHONPATH"), package])), PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
 
 # %% ../../nbs/25e_guardian.ipynb #510644f2

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['new_host_key', 'halves', 'content', 'user_data', 'host_keys', 'pin']
 
-# %% ../../nbs/24d_host_key.ipynb #e6aec368
-import json, os, re
+# %% ../../nbs/24d_host_key.ipynb #ca1c51ce
+import json, re
 from pathlib import Path
 from ..config import ConfigError, write_whole
 

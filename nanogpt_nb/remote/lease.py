@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Lease', 'lease', 'attach']
 
-# %% ../../nbs/25h_lease.ipynb #ac66167c
+# %% ../../nbs/25h_lease.ipynb #0c0dce5c
 import contextlib, os, signal, threading, time
 from dataclasses import replace
-from ..config import patch
+from ..config import ConfigError, patch
 from .agent import HostError
 from .bill import REHEARSAL, Money, at_most, cloud_of, free_name, opened, wishes
 from .guardian import start_guardian
@@ -16,6 +16,7 @@ from .hold import Held
 from .lease_folder import Record, records
 from .lease_state import instance_name
 from .login import at_login
+from .refusals import BadKey, NoCapacity, OverQuota
 from .money import MARGIN, Terms, data_dir
 from .world import is_running, this_process
 
@@ -26,7 +27,7 @@ class Lease(Held):
         super().__init__(terms, cloud, quiet)
         self.how, self.before = how, {}                                            # before: handlers of signals
 
-# %% ../../nbs/25h_lease.ipynb #45725196
+# %% ../../nbs/25h_lease.ipynb #18f65c7e
 def lease(type:str|tuple="gpu_1x_h100_pcie", # instance type, or several, the one wanted most first; rehearsal, or rehearsal:TYPE, costs nothing
           budget:float=10, # dollars
           hours:float=4, # from healthy to terminated
@@ -43,7 +44,7 @@ def lease(type:str|tuple="gpu_1x_h100_pcie", # instance type, or several, the on
           quiet:bool=False) -> Lease:
     "A box to rent, with a budget; nothing is asked for before `with` or `open`."
     types, practice = wishes(type)
-    base_url = cloud.base_url if cloud else REHEARSAL if practice else None
+    base_url = REHEARSAL if practice or getattr(cloud, "is_rehearsal", False) else cloud.base_url if cloud else None
     terms = Terms(types, regions, budget, hours, idle, grace, file_systems=file_systems, base_url=base_url, alias=name, box_guard=box_guard)
     return Lease(terms, cloud, quiet, key=key, wait=wait, tries=tries)
 
@@ -54,35 +55,35 @@ def _guardian(self:Lease):
     start_guardian(self.record, self.cloud.key)
     if not self.is_rehearsal and (said := at_login(True)): self.say(said)
 
-# %% ../../nbs/25h_lease.ipynb #87e2f6e6
+# %% ../../nbs/25h_lease.ipynb #ce1f5ece
 @patch
-def open(self:Lease) -> Lease:
+def open(self:Lease, kept:bool=True) -> Lease: # kept: it stays when its runs are home
     "Rent the box, or find the one of this name; it is ready when this returns."
     from filelock import FileLock
     if self.record is not None and self.state.phase != "ended": self.look_after(); return self
     (data_dir()/"leases").mkdir(parents=True, exist_ok=True)
     with FileLock(data_dir()/"leases"/".names.lock"):
         found = opened(self.terms.alias)
-        if found is None: self._begin()
+        if found is None: self._begin(kept)
     return self._rent() if found is None else self._again(found)
 
-# %% ../../nbs/25h_lease.ipynb #c3d25482
+# %% ../../nbs/25h_lease.ipynb #f91905f3
 @patch
-def _begin(self:Lease):
+def _begin(self:Lease, kept:bool):
     "The folder of a new lease, with a guardian."
     self.cloud = self.cloud or cloud_of(self.terms)
-    self._announce()
+    self._announce(kept)
     alias = self.terms.alias or free_name("rehearsed" if self.is_rehearsal else "gpu")
-    self.terms = replace(self.terms, alias=alias, base_url=self.cloud.base_url, owner=this_process())
+    self.terms = replace(self.terms, alias=alias, base_url=REHEARSAL if getattr(self.cloud, "is_rehearsal", False) else self.cloud.base_url, owner=this_process())
     self.record = Record.create(self.terms, clock=self.cloud.time)
     try: self._guardian()
     except BaseException: self.record.note("end", why="its guardian did not start"); self.record.note("ended"); raise
 
-# %% ../../nbs/25h_lease.ipynb #5186cf20
+# %% ../../nbs/25h_lease.ipynb #e579684e
 @patch
-def _announce(self:Lease):
+def _announce(self:Lease, kept:bool):
     "Say what it will cost at most, and what costs already."
-    for sentence in at_most(self.terms, self.cloud): self.say(sentence)
+    for sentence in at_most(self.terms, self.cloud, kept): self.say(sentence)
     if self.is_rehearsal: self.say("It is a rehearsal on this machine: the prices are Lambda's, and nothing is paid.")
     for other in records(open=True): self.say(f"There is another lease, {Money(other, self.cloud.time())!r}; end it with nanogpt cloud down {other.name}")
 
@@ -101,13 +102,22 @@ def _rent(self:Lease) -> Lease:
     self.say(f"ssh {self.name} works now. {self.money()!r}")
     return self
 
-# %% ../../nbs/25h_lease.ipynb #7778531c
+# %% ../../nbs/25h_lease.ipynb #6c4b1fbf
 @patch
 def _not_rented(self:Lease, e:BaseException):
     "End a lease that did not come to be."
-    patience = 60 if isinstance(e, Exception) else 5                               # seconds
-    with contextlib.suppress(KeyboardInterrupt): self.ask_to_end(f"nothing was rented ({type(e).__name__})", patience)
+    s, quiet = self.state, self.quiet
+    self.quiet = quiet or not (s.instances or s.ask or s.doubt)                    # nothing was asked for
+    with contextlib.suppress(KeyboardInterrupt): self.ask_to_end(_why(e), 60 if isinstance(e, Exception) else 5) # seconds
+    if self.quiet and self.thread: self.wake.set(); self.thread.join(5)            # the guard's last words come a moment after the end
+    self.quiet = quiet
     if self.state.phase != "ended": self.say("Its guardian goes on until the service confirms that nothing is left of it; nanogpt cloud ls shows it.")
+
+def _why(e:BaseException) -> str:
+    "Why nothing came of it, for the ledger."
+    words = {KeyboardInterrupt: "you stopped it while it booted", SystemExit: "the process that rented it ended", NoCapacity: "no capacity", BadKey: "the service refused the key",
+             OverQuota: "the quota of the account is reached", ConfigError: "what was asked for is not there"}
+    return next((said for kind, said in words.items() if isinstance(e, kind)), "it did not come up")
 
 # %% ../../nbs/25h_lease.ipynb #b2a13fb4
 @patch
@@ -115,16 +125,19 @@ def _name_of(self:Lease, cents:float) -> str: # price an hour
     "What an instance of this lease is called."
     return instance_name(self.id, self.cloud.time() + self.terms.boot * 60 + self.terms.longest(cents) + MARGIN)
 
-# %% ../../nbs/25h_lease.ipynb #9c774f03
+# %% ../../nbs/25h_lease.ipynb #fe8a035c
 @patch
 def _again(self:Lease, record:Record) -> Lease:
     "A lease that was open already, ready."
+    wanted = self.terms
     self.take(record, self.cloud)
     self._others()
     if self.state.phase != "ready": raise HostError(f"The lease {self.name} is {self.state.phase} ({self.state.reason or 'whoever rented it is gone'}); wait until nanogpt cloud ls shows it no more, or take another name.")
     self.record.note("owner", owner=this_process())
     self.look_after()
     self.say(f"{self.name} is open already, on the terms that it began with. {self.money()!r}")
+    other = [f"{k}={v:g}" for k in ("budget", "hours", "idle") if (v := getattr(wanted, k)) not in (getattr(self.terms, k), getattr(Terms, k))]
+    if other: self.say(f"The new limits are NOT applied ({', '.join(other)}); to let it cost more or run longer: nanogpt cloud extend {self.name} --budget 5 --hours 1.")
     return self
 
 # %% ../../nbs/25h_lease.ipynb #c4b4ce63
@@ -135,21 +148,23 @@ def _others(self:Lease):
     if busy(): self.say(f"{self.name} is being rented by process {self.state.owner.get('pid')}; waiting for it.")
     while busy(): time.sleep(0.2)
 
-# %% ../../nbs/25h_lease.ipynb #d643bbaf
+# %% ../../nbs/25h_lease.ipynb #6bec528a
 @patch
-def take(self:Lease, record:Record, cloud=None):
+def take(self:Lease, record:Record, cloud=None, guard:bool=True):
     "Stand for an open lease from here on."
     self.record, self.terms, self.cloud = record, record.terms, cloud or cloud_of(record.terms)
-    record.clock = self.cloud.time; self._guardian()
+    record.clock = self.cloud.time
+    if guard: self._guardian()
 
-# %% ../../nbs/25h_lease.ipynb #9e9cff36
+# %% ../../nbs/25h_lease.ipynb #65663e8e
 def attach(word:str|Record, # a Record, its id, its name in ssh, or last
-           cloud=None, quiet:bool=False) -> Lease: # cloud: a LambdaCloud; None: the one that it was rented from
+           cloud=None, quiet:bool=False, # cloud: a LambdaCloud; None: the one that it was rented from
+           guard:bool=True) -> Lease: # with a guardian, or HostError; False: without, if it has none
     "An open lease, with its guardian at work; HostError for one that has ended."
     record = word if isinstance(word, Record) else Record.find(word)
     if record.state.phase == "ended": raise HostError(f"The lease {record.name} has ended ({record.state.reason}); nanogpt cloud ledger tells what it has cost.")
     one = Lease(record.terms, quiet=quiet)
-    one.take(record, cloud)
+    one.take(record, cloud, guard)
     return one
 
 # %% ../../nbs/25h_lease.ipynb #effd46c3
@@ -170,12 +185,12 @@ def _shelf(self:Lease) -> str|None:
     there = {f.name: f.mount_point for f in self.cloud.file_systems()}
     return f"{there.get(self.terms.file_systems[0]) or '/lambda/nfs/' + self.terms.file_systems[0]}/nanogpt-{self.id}"
 
-# %% ../../nbs/25h_lease.ipynb #390977e2
+# %% ../../nbs/25h_lease.ipynb #bb4a862a
 @patch
 def __enter__(self:Lease):
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         self.before[signal.SIGTERM] = signal.signal(signal.SIGTERM, _terminated)
-    try: return self.open()
+    try: return self.open(kept=False)
     except BaseException: self._signals_back(); raise
 
 # %% ../../nbs/25h_lease.ipynb #9961cd8b
@@ -186,12 +201,14 @@ def _terminated(*_): raise SystemExit(128 + signal.SIGTERM)
 def _signals_back(self:Lease):
     while self.before: signal.signal(*self.before.popitem())
 
-# %% ../../nbs/25h_lease.ipynb #f8eaa5fa
+# %% ../../nbs/25h_lease.ipynb #c686be8a
 @patch
 def __exit__(self:Lease, kind, error, _):
     try:
-        if kind is None: self.wait(); self.end("its block ended")
+        if kind is None and not self._taken(): self.wait()
+        if who := self._taken(): self.leave(); self.say(f"{self.name} goes on, for process {who.get('pid')} has asked for it since; end it: nanogpt cloud down {self.name}")
+        elif kind is None: self.end("its block ended")
         elif issubclass(kind, (SystemExit, GeneratorExit)): self.ask_to_end("the process that rented it ended", patience=0)
-        else: self.say(f"{kind.__name__} ends the block of {self.name}."); self.end(f"its block ended with {kind.__name__}")
+        else: self.say(f"{(by := 'Ctrl-C' if kind is KeyboardInterrupt else kind.__name__)} ends the block of {self.name}."); self.end(f"its block ended with {by}")
     except KeyboardInterrupt: self.leave(); self.say(self.how_to_look()); raise
     finally: self._signals_back()

@@ -34,29 +34,29 @@ class Facts:
 @patch(as_prop=True)
 def met(self:Facts) -> bool: return any(r.get("reachable") for r in self.runs or []) # whether the box was just reached
 
-# %% ../../nbs/25c_decide.ipynb #d053e905
+# %% ../../nbs/25c_decide.ipynb #126475db
 SICK = 120                                                                         # seconds for which a box is unhealthy before that counts
 IN_USE = 120                                                                       # seconds without use within which a box still counts as used
 
 def clock_says(s:State) -> str:
     "Which of the two limits is the nearer one."
     by_hours = s.began + s.hours * 3600 <= s.until + 121
-    return f"the limit of {s.hours:g} hours" if by_hours else f"the budget of {dollars(s.budget)}"
+    return f"the limit of {s.hours:g} hour{'s' * (s.hours != 1)}" if by_hours else f"the budget of {dollars(s.budget)}"
 
-# %% ../../nbs/25c_decide.ipynb #c3b57f34
+# %% ../../nbs/25c_decide.ipynb #82354190
 def why_end(s:State, terms, now:float, f:Facts) -> tuple[str, bool]|None: # the reason, and whether it is the clock
     "Why a box that is ready should be brought to its end; None: it should not."
     if not f.done and s.stop_at is not None and now >= s.stop_at: return clock_says(s), True
     if s.box.status in ("unhealthy", "preempted") and now - s.box.since >= SICK: return f"the service says that it is {s.box.status}", False
     if f.runs is not None and not f.going:
         if s.left: return "its runs have ended" if f.runs else "it is needed no more", False
-        if not f.alive and not (f.idle is not None and f.idle < IN_USE): return "the process that rented it is gone" + (", and its runs have ended" if f.runs else ""), False
+        if not f.alive and not (f.idle is not None and f.idle < (1 if f.runs and f.done else IN_USE)): return "the process that rented it is gone" + (", and its runs have ended" if f.runs else ""), False
         if terms.idle and f.idle is not None and f.idle >= terms.idle * 60: return f"nothing was done on it for {terms.idle:g} minutes", False
 
-# %% ../../nbs/25c_decide.ipynb #3b6d6e5f
+# %% ../../nbs/25c_decide.ipynb #924e44c4
 SURE = 90                                                                          # seconds after which a launch that left no instance has made none
 NEVER = 3600                                                                       # seconds after which a lease that nobody owns has rented nothing
-LATE = 300                                                                         # seconds that the one who rents has to deal with a slow boot before a guard does
+LATE = 600                                                                         # seconds that the one who rents has to deal with a slow boot before a guard does
 
 # %% ../../nbs/25c_decide.ipynb #8598d79f
 def decide(s:State, terms, now:float, f:Facts) -> tuple[str, str]: # what to do; why

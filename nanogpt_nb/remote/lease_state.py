@@ -38,7 +38,7 @@ def whose(name:str|None, tags:dict|None=None) -> tuple[str, int]|None: # of an i
     if tagged and not (said and said[1] == id): return id, int(epoch)
     return (said[1], int(said[2])) if said else None
 
-# %% ../../nbs/25b_lease_state.ipynb #a28905fd
+# %% ../../nbs/25b_lease_state.ipynb #9bc616d8
 @dataclass
 class Box:
     "An instance of a lease, as far as was heard; times in seconds since 1970 by the service's clock."
@@ -58,6 +58,8 @@ class Box:
     ended: float|None = None # when it was seen to be gone
     address: dict = field(default_factory=dict) # ip, port, user
     misses: list = field(default_factory=list) # looks in a row at which it was not there
+    accounts: set = field(default_factory=set) # fingerprints of the keys that have seen it
+    lost: bool = False # it ended unseen: nothing but its absence says so
 
 # %% ../../nbs/25b_lease_state.ipynb #23f83cf6
 @patch(as_prop=True)
@@ -128,12 +130,12 @@ def began(self:State) -> float|None: return min((o.began for o in self.instances
 @patch(as_prop=True)
 def ended(self:State) -> float|None: return self.closed if self.phase == "ended" else None
 
-# %% ../../nbs/25b_lease_state.ipynb #cc0e10fa
+# %% ../../nbs/25b_lease_state.ipynb #66a250d6
 @patch
 def spent(self:State, now:float) -> float: return sum(o.cost(now) for o in self.instances.values()) # dollars, at most
 
 @patch
-def left_over(self:State, now:float) -> float: return self.budget - self.spent(now) # dollars
+def left_over(self:State, now:float) -> float: return money.left(self.budget, self.spent(now)) # dollars
 
 @patch
 def room(self:State, now:float, cents:float) -> float: # seconds that another box at this price could be used
@@ -154,21 +156,21 @@ def _on(*kinds):
     def keep(f): _KINDS.update(dict.fromkeys(kinds, f)); return f
     return keep
 
-# %% ../../nbs/25b_lease_state.ipynb #396976ab
+# %% ../../nbs/25b_lease_state.ipynb #3d8a1284
 def fold(terms:money.Terms, events:list[dict]) -> State: # the oldest first
     "How a lease stands after these events."
     s = State(terms.budget, terms.hours, terms.keep * 60, terms.owner)
     for e in events:
-        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
             if e["kind"] in _KINDS: _KINDS[e["kind"]](s, e, float(e["time"]))
     return s
 
-# %% ../../nbs/25b_lease_state.ipynb #41cee428
+# %% ../../nbs/25b_lease_state.ipynb #548c9946
 @_on("created")
 def _(s, e, t): s.created = t
 
 @_on("asking")
-def _(s, e, t): s.ask = s.last_ask = {k: e.get(k) for k in ("name", "type", "region")} | dict(cents=float(e.get("cents") or 0), time=t, looks=[])
+def _(s, e, t): s.ask = s.last_ask = {k: e.get(k) for k in ("name", "type", "region", "account")} | dict(cents=float(e.get("cents") or 0), time=t, looks=[])
 
 # %% ../../nbs/25b_lease_state.ipynb #8e5d67f1
 @_on("refused") # the launch surely made nothing
@@ -177,16 +179,17 @@ def _(s, e, t):
     if here(s.doubt): s.doubt = None
     if here(s.ask): s.ask, s.doubt = None, s.ask if e.get("doubt") else s.doubt    # in doubt: it may turn up after all
 
-# %% ../../nbs/25b_lease_state.ipynb #bace05c8
+# %% ../../nbs/25b_lease_state.ipynb #761f95fa
 @_on("looked") # and nothing was there under our name
 def _(s, e, t): (s.ask or s.doubt)["looks"].append(t)
 
 @_on("launched")
 def _(s, e, t):
     box = _box(s, e["id"], e, t)
+    _seen_by(box, e)
     if e.get("extra") and box.giving is None: box.giving, box.gave = "it is one more than was asked for", t
 
-# %% ../../nbs/25b_lease_state.ipynb #8553d5fa
+# %% ../../nbs/25b_lease_state.ipynb #44e501fe
 def _box(s, id, e, t) -> Box:
     if id in s.instances: return s.instances[id]
     ask = s.ask or s.last_ask
@@ -196,25 +199,29 @@ def _box(s, id, e, t) -> Box:
     s.ask = None
     return box
 
-# %% ../../nbs/25b_lease_state.ipynb #77d19f66
+def _seen_by(box, e): e.get("account") and box.accounts.add(str(e["account"]))     # the key with which that was heard
+
+# %% ../../nbs/25b_lease_state.ipynb #1ebe5455
 @_on("status")
 def _(s, e, t):
     box = _box(s, e["id"], e, t)
+    _seen_by(box, e)
     if box.status != e["status"]: box.since = t
     box.status, box.misses = e["status"], []
     if box.status == "terminated": box.ended = box.ended or t
     elif box.status == "booting" and not box.on: box.off = max(box.off, t)
     else: box.on = True
-    if box.status != "terminated": box.ended = None
+    if box.status != "terminated": box.ended, box.lost = None, False
+    if box.status == "active" and not s.last_ask: box.ready = True                 # nobody here has rented it, so there may be work on it
 
-# %% ../../nbs/25b_lease_state.ipynb #e5d42b0a
+# %% ../../nbs/25b_lease_state.ipynb #4fc8015b
 @_on("missed")
 def _(s, e, t): s.instances[e["id"]].misses.append(t)
 
 @_on("gone")
 def _(s, e, t):
     box = _box(s, e["id"], e, t)
-    box.ended = box.ended or t
+    if box.ended is None: box.ended, box.lost = t, True
 
 @_on("renamed")
 def _(s, e, t): s.instances[e["id"]].name = e["name"]
@@ -245,7 +252,7 @@ def _(s, e, t):
     s.warned = set()
     if s.by_clock and s.box: s.asked_to_end, s.asked_at, s.reason, s.by_clock, s.stopping = False, None, "", False, None
 
-# %% ../../nbs/25b_lease_state.ipynb #14109649
+# %% ../../nbs/25b_lease_state.ipynb #c2b0707a
 @_on("left")
 def _(s, e, t): s.left = True
 
@@ -255,14 +262,17 @@ def _(s, e, t): s.owner, s.left = e.get("owner"), False
 @_on("run") # noted before it is launched
 def _(s, e, t): e["path"] in s.runs or s.runs.append(e["path"])
 
+@_on("run_failed") # its launch failed, and nothing of it is there
+def _(s, e, t): s.runs[:] = [p for p in s.runs if p != e["path"]]
+
 @_on("home")
 def _(s, e, t): e["path"] in s.home or s.home.append(e["path"])
 
-# %% ../../nbs/25b_lease_state.ipynb #1e01fef4
+# %% ../../nbs/25b_lease_state.ipynb #0d57e902
 GAP = 150                                                                          # seconds between two looks in a row, at most
 
 @_on("unreachable")
-def _(s, e, t): s.out = (s.out[0], t) if s.out and 0 <= t - s.out[1] <= GAP else (t, t)
+def _(s, e, t): s.out = (s.out[0], max(s.out[1], t)) if s.out and abs(t - s.out[1]) <= GAP else (t, t)    # the clocks of two guards are a moment apart
 
 @_on("reachable")
 def _(s, e, t): s.out = ()

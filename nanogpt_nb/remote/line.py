@@ -6,11 +6,11 @@
 __all__ = ['CIPHERS', 'MACS', 'KEX', 'WINDOW', 'ASK', 'END', 'LINES', 'Unreachable', 'listening', 'line_class', 'channel_request',
            'watch', 'knock', 'dial', 'piped', 'cannot_reach', 'greet', 'link', 'chain', 'forget']
 
-# %% ../../nbs/20e_line.ipynb #a526f663
+# %% ../../nbs/20e_line.ipynb #2c2d9def
 import contextlib, logging, os, signal, socket, subprocess, threading, time, weakref
 from functools import cache
 from ..config import patch
-from .address import Address
+from .address import Address, meant
 from .agent import Dropped, HostError
 from .keys import UnknownKey, authenticate, check_host, known
 
@@ -103,7 +103,7 @@ def piped(command:str) -> socket.socket:
     with theirs: subprocess.Popen(["sh", "-c", "exec " + command], stdin=theirs, stdout=theirs, start_new_session=True)
     return ours
 
-# %% ../../nbs/20e_line.ipynb #a2c98958
+# %% ../../nbs/20e_line.ipynb #69e8cba9
 def cannot_reach(address:Address, e:Exception, over=None) -> HostError:
     "The error for a line that could not be made."
     import paramiko
@@ -112,7 +112,7 @@ def cannot_reach(address:Address, e:Exception, over=None) -> HostError:
         refused = "forwards no connections; allow AllowTcpForwarding there" if e.code == 1 else f"cannot reach {who}; see that it runs, and that host and port are right"
         return (HostError if e.code == 1 else Unreachable)(f"The host in between {refused}{hint}.")
     if isinstance(e, paramiko.ssh_exception.IncompatiblePeer): return HostError(f"{who} offers only algorithms that are too weak ({e}); bring its sshd up to date{hint}.")
-    if isinstance(e, socket.gaierror): return Unreachable(f"{who} cannot be reached, for the network knows no {address.host} ({e.strerror}); check the name, and the network{hint}.")
+    if isinstance(e, socket.gaierror): return Unreachable(f"{who} cannot be reached, for the network knows no {address.host} ({e.strerror}); check the name, and the network{hint}{meant(address.name) or '.'}")
     if isinstance(e, ConnectionRefusedError): return Unreachable(f"{who} refuses the connection: nothing listens at port {address.port}; see that its sshd runs, and that the port is right{hint}.")
     if isinstance(e, TimeoutError): return Unreachable(f"{who} does not answer within {address.connect_timeout:g} s; see that it runs, and that no firewall is in between{hint}.")
     return Unreachable(f"{who} cannot be reached ({str(e) or type(e).__name__}); see that sshd answers there{hint}.")

@@ -6,8 +6,8 @@
 __all__ = ['KINDS', 'OWN', 'MyKey', 'held', 'public_of', 'from_file', 'from_agent', 'usable', 'my_key', 'new_key', 'key_name',
            'registered', 'register_key']
 
-# %% ../../nbs/24d_my_key.ipynb #19736002
-import base64, getpass, hashlib, os, re, shlex, socket
+# %% ../../nbs/24d_my_key.ipynb #f476d322
+import base64, hashlib, os, re, shlex, socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..config import ConfigError, sync_folder
 from .address import key_file, locked
 from .agent import HostError
 from .host_key import content, halves
-from .keys import agent_keys, is_open
+from .keys import agent_keys
 
 # %% ../../nbs/24d_my_key.ipynb #7805fbf0
 KINDS = "ssh-ed25519 ecdsa-sha2-nistp256 ecdsa-sha2-nistp384 ecdsa-sha2-nistp521 ssh-rsa".split() # that we can use and the service takes, best first

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CloudError', 'BadKey', 'Inactive', 'NoCapacity', 'OverQuota', 'NotThere', 'Conflict', 'BadRequest', 'TooFast',
-           'NotLaunched', 'Unsure', 'Unreachable', 'one_line', 'kind', 'refusal']
+           'NotLaunched', 'Unsure', 'Unreachable', 'visible', 'one_line', 'kind', 'refusal']
 
 # %% ../../nbs/24_refusals.ipynb #3eac5cf1
 import re
@@ -39,22 +39,24 @@ class Unreachable(CloudError):
     "No answer, or none that can be read."
     sent = True                                                                    # False: the question surely did not get there
 
-# %% ../../nbs/24_refusals.ipynb #a476287c
+# %% ../../nbs/24_refusals.ipynb #ece8b201
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
+
+def visible(text:str) -> str: return _UNSEEN.sub(" ", text)
 
 def one_line(text, most:int=300) -> str: # characters
     "Text of the service as one line that is safe to show."
-    text = " ".join(_UNSEEN.sub(" ", str(text)).split())
+    text = " ".join(visible(str(text)).split())
     return text if len(text) <= most else text[:most - 1] + "…"
 
-# %% ../../nbs/24_refusals.ipynb #3eda5691
+# %% ../../nbs/24_refusals.ipynb #0912b8e2
 _KEYS = "make a key at https://cloud.lambda.ai/api-keys and store it with nanogpt cloud login"
 _CODES = {
     "global/invalid-api-key": (BadKey, _KEYS),
     "global/account-inactive": (Inactive, "see https://cloud.lambda.ai about the account"),
     "global/invalid-address": (Inactive, "enter a billing address at https://cloud.lambda.ai"),
     "global/quota-exceeded": (OverQuota, "give back what you no longer need (nanogpt cloud ls), or ask for a larger quota at https://cloud.lambda.ai"),
-    "instance-operations/launch/insufficient-capacity": (NoCapacity, "nanogpt cloud types shows where there is some, nanogpt cloud up --wait waits for it"),
+    "instance-operations/launch/insufficient-capacity": (NoCapacity, "nanogpt cloud types shows where there is some, nanogpt cloud up --wait 30 waits for it"),
     "instance-operations/launch/file-system-in-wrong-region": (BadRequest, "launch in the region of the file system, or without it"),
     "global/object-does-not-exist": (NotThere, "see what there is with nanogpt cloud types and nanogpt cloud ls"),
     "filesystems/filesystem-in-use": (Conflict, "give back the instance that uses it first (nanogpt cloud ls)"),

@@ -6,10 +6,11 @@
 __all__ = ['sshd', 'host_key_in', 'path_there', 'sshd_config', 'free_port', 'greets', 'Boxes', 'new_key', 'processes', 'alive',
            'end']
 
-# %% ../../nbs/26b_boxes.ipynb #62648145
+# %% ../../nbs/26b_boxes.ipynb #98b18995
 import contextlib, getpass, os, shlex, shutil, socket, subprocess, sys, threading, time
 from pathlib import Path
 from ..config import ConfigError, need, patch
+from .host_key import host_keys
 
 # %% ../../nbs/26b_boxes.ipynb #96357b3c
 def sshd() -> str:
@@ -20,15 +21,10 @@ def sshd() -> str:
     if found and not missing: return found
     raise ConfigError(f"A rehearsal needs {' and '.join(([] if found else ['sshd']) + missing)} on this machine; get it with: sudo apt-get install openssh-server openssh-client rsync (macOS: brew install openssh rsync)")
 
-# %% ../../nbs/26b_boxes.ipynb #0e22d2a6
+# %% ../../nbs/26b_boxes.ipynb #a31cad9c
 def host_key_in(user_data:str) -> str|None:
     "The private host key that cloud-init would install."
-    if not user_data.startswith("#cloud-config"): return None
-    yaml = need("yaml", "Reading user_data")
-    try: keys = (yaml.safe_load(user_data) or {}).get("ssh_keys") or {}
-    except (yaml.YAMLError, AttributeError): return None
-    key = keys.get("ed25519_private") if isinstance(keys, dict) else None
-    return key.rstrip("\n") + "\n" if isinstance(key, str) else None
+    return host_keys(user_data).get("ed25519_private")
 
 # %% ../../nbs/26b_boxes.ipynb #95ae7e16
 _LOGIN = '''#!/bin/sh
@@ -44,7 +40,7 @@ def path_there() -> str:
     tools = [str(Path(p).parent) for n in ("rsync", "git") if (p := shutil.which(n))]
     return os.pathsep.join(dict.fromkeys([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin", *tools]))
 
-# %% ../../nbs/26b_boxes.ipynb #adf7aa74
+# %% ../../nbs/26b_boxes.ipynb #f841d7f4
 def sshd_config(box:Path, port:int, host_key:Path,
                 env:dict[str, str]) -> str: # variables of every session
     "The configuration of a box's ssh server."
@@ -52,7 +48,7 @@ def sshd_config(box:Path, port:int, host_key:Path,
     servers = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/libexec/sftp-server", "/usr/lib/ssh/sftp-server", "/opt/homebrew/libexec/sftp-server")
     sftp = next((s for s in servers if os.access(s, os.X_OK)), None)
     names = " ".join('"' + f"{k}={v}" + '"' for k, v in env.items())
-    return (f"Port {port}\nListenAddress 127.0.0.1\nHostKey {quoted(host_key)}\nAuthorizedKeysFile {quoted(box/'home'/'.ssh'/'authorized_keys')}\nPidFile none\nStrictModes no\n"
+    return (f"Port {port}\nListenAddress 127.0.0.1\nHostKey \"{host_key}\"\nAuthorizedKeysFile {quoted(box/'home'/'.ssh'/'authorized_keys')}\nPidFile none\nStrictModes no\n"
             f"UsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\nMaxSessions 100\nPrintMotd no\n"
             f"{f'Subsystem sftp {sftp}' if sftp else ''}\nSetEnv {names}\nForceCommand {shlex.quote(str(box/'login'))}\n")
 
@@ -120,7 +116,7 @@ def boot(self:Boxes, machine) -> dict: # a Machine
     if (self.box(machine.id)/"host_key").exists(): up["timer"].start()
     return dict(ip="127.0.0.1", ssh_port=up["port"], ssh_user=getpass.getuser())
 
-# %% ../../nbs/26b_boxes.ipynb #d9645743
+# %% ../../nbs/26b_boxes.ipynb #26cc9cd7
 @patch
 def start(self:Boxes, id:str,
           key:str): # name of the host key's file
@@ -130,12 +126,22 @@ def start(self:Boxes, id:str,
         if up is None: return                                                      # destroyed meanwhile
         if up["process"]: up["process"].kill(); up["process"].wait()
         if os.geteuid() == 0: Path("/run/sshd").mkdir(exist_ok=True)               # where sshd wants to go as root
-        (box/"sshd_config").write_text(sshd_config(box, up["port"], box/key, up["env"]))
-        with open(box/"sshd.log", "ab") as log:
-            up["process"] = subprocess.Popen([self.sshd, "-D", "-e", "-f", str(box/"sshd_config")], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        until = time.monotonic() + 10
-        while not greets(up["port"]) and up["process"].poll() is None and time.monotonic() < until: time.sleep(0.02)
-        if up["process"].poll() is not None: raise ConfigError(f"The sshd of the rehearsal does not start: {(box/'sshd.log').read_text(errors='replace').strip()[-300:]}")
+        until, first = time.monotonic() + 20, up["process"] is None
+        while said := self.listens(box, up, box/key):
+            if "Cannot bind" not in said or time.monotonic() > until: raise ConfigError(f"The sshd of the rehearsal does not start: {said.strip()[-300:]}")
+            if first: up["port"] = free_port()                                     # nobody has been told of it yet
+            time.sleep(0.1)
+
+@patch
+def listens(self:Boxes, box:Path, up:dict, host_key:Path) -> str:
+    "Start an sshd once; what it said when it ended at once, else nothing."
+    (box/"sshd_config").write_text(sshd_config(box, up["port"], host_key, up["env"]))
+    with open(box/"sshd.log", "ab") as log:
+        said = log.tell()
+        up["process"] = subprocess.Popen([self.sshd, "-D", "-e", "-f", str(box/"sshd_config")], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(PATH=path_there()), start_new_session=True)
+    until = time.monotonic() + 10
+    while not greets(up["port"]) and up["process"].poll() is None and time.monotonic() < until: time.sleep(0.02)
+    return "" if up["process"].poll() is None else (box/"sshd.log").read_bytes()[said:].decode(errors="replace") or "it ended without a word"
 
 # %% ../../nbs/26b_boxes.ipynb #54eb0771
 def processes(home:str) -> list: # or the beginning of several homes

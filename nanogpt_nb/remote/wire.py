@@ -6,12 +6,12 @@
 __all__ = ['rsync_version', 'why_no_rsync', 'rsync_here', 'Moved', 'Bridge', 'listen', 'gather', 'rsync_words', 'own_folder',
            'rsync_over']
 
-# %% ../../nbs/21c_wire.ipynb #e9a0fc28
+# %% ../../nbs/21c_wire.ipynb #24be7037
 import contextlib, functools, os, re, shlex, shutil, socket, subprocess, sys, tempfile, threading, time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from ..config import patch
+from ..config import child_env, patch
 from .agent import Frames, HostError
 from .there import MARK
 
@@ -172,13 +172,13 @@ def own_folder() -> tempfile.TemporaryDirectory:
     "A new folder that only we can read, with a short path."
     return tempfile.TemporaryDirectory(prefix="nb-", dir=None if len(tempfile.gettempdir()) < 70 else "/tmp")
 
-# %% ../../nbs/21c_wire.ipynb #4979a838
+# %% ../../nbs/21c_wire.ipynb #ebfe2be1
 def rsync_over(host, # with open(command) -> channel
                args:list[str], # for rsync; a path on the host is box:/path
                progress:Callable|None=None) -> Moved: # called with the bytes of files done so far
     "Run the real rsync between here and a host; Dropped if the connection breaks."
     began, words = time.monotonic(), rsync_words(args, bool(progress))
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RSYNC_")} | dict(LC_ALL="C")
+    env = {k: v for k, v in child_env(LC_ALL="C").items() if not k.startswith("RSYNC_")}
     with own_folder() as tmp:
         bridge = Bridge(host, Path(tmp))
         p = subprocess.Popen([words[0], "-e", bridge.rsh, *words[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, start_new_session=True)
