@@ -6,8 +6,8 @@
 __all__ = ['PRESETS', 'patch', 'NanoGPTError', 'ConfigError', 'need', 'child_env', 'NanoGPTConfig', 'preset_for', 'write_whole',
            'sync_folder', 'file_sha256']
 
-# %% ../nbs/00_config.ipynb #967578fe
-import dataclasses, hashlib, importlib, json, math, os, re, shutil, typing, warnings
+# %% ../nbs/00_config.ipynb #a5ff6252
+import dataclasses, hashlib, importlib, json, math, os, re, shutil, threading, typing, warnings
 from dataclasses import dataclass, asdict
 from pathlib import Path
 from typing import Literal
@@ -224,12 +224,12 @@ def _repr_html_(self:NanoGPTConfig) -> str:
     rows = "".join(f"<tr>{''.join(cells[i:i+4])}</tr>" for i in range(0, len(cells), 4))
     return f"<table>{rows}</table>"
 
-# %% ../nbs/00_config.ipynb #2227275b
+# %% ../nbs/00_config.ipynb #9b3c8d2a
 def write_whole(path:str|Path, # the file to make or replace
                 content:str|bytes): # all of it; text is written as UTF-8
     "Write `content` to `path` so that it is there whole or not at all."
     path = Path(path)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp") # of this thread alone
     try:
         with open(tmp, "wb") as f:
             f.write(content.encode() if isinstance(content, str) else content)
