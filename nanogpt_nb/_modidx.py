@@ -748,6 +748,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'nanogpt_nb/remote/channel.py'),
                                            'nanogpt_nb.remote.channel.Group.end': ( 'channel.html#group.end',
                                                                                     'nanogpt_nb/remote/channel.py'),
+                                           'nanogpt_nb.remote.channel.Group.wait': ( 'channel.html#group.wait',
+                                                                                     'nanogpt_nb/remote/channel.py'),
                                            'nanogpt_nb.remote.channel.Kept': ('channel.html#kept', 'nanogpt_nb/remote/channel.py'),
                                            'nanogpt_nb.remote.channel.Kept.__init__': ( 'channel.html#kept.__init__',
                                                                                         'nanogpt_nb/remote/channel.py'),

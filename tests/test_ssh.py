@@ -510,6 +510,20 @@ class TestRun:
         until(lambda: not sleeping(shared, before), "the end of the command there")
         assert gpu.run("echo still here").out == "still here\n"
 
+    def test_a_command_that_is_given_up_before_it_was_heard_of_is_ended_all_the_same(self, shared, monkeypatch):
+        shared.use(monkeypatch)
+        host = Host("gpu")
+        host.run("true")
+        mark, shared.wire.delay = "987654", 0.3
+        try:
+            with pytest.raises(TimedOut):
+                host.run(["sleep", mark], timeout=1.05)  # it begins there after 0.9 s, and that is heard after 1.2 s
+        finally:
+            shared.wire.delay = 0
+            host.close()
+        words = lambda pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") if Path(f"/proc/{pid}").exists() else []
+        until(lambda: not [pid for pid in shared.processes() if mark.encode() in words(pid)], "the end of the command there")
+
     def test_ctrl_c(self, shared, monkeypatch):
         shared.use(monkeypatch)
         p = alone("from nanogpt_nb.remote.ssh import Host\nHost('gpu').run('echo ready; exec sleep 1000', on_line=print)")

@@ -34,23 +34,34 @@ def placed(command:str|list, cwd=None, env:dict|None=None) -> str:
     if not isinstance(command, str): return f"exec sh -c {quote(chr(10).join([*script, 'exec ' + words(command)]))}"
     return f"exec sh -c {quote(chr(10).join([*script, 'exec ' + chr(34) + '${SHELL:-sh}' + chr(34) + ' -c ' + chr(34) + '$0' + chr(34)]))} {quote(command)}"
 
-# %% ../../nbs/20e_channel.ipynb #22471ce7
+# %% ../../nbs/20e_channel.ipynb #0aa7c731
 class Group:
     "Takes the line with the process group out of what goes to `tell`."
-    def __init__(self, tell:Callable): self.tell, self.id, self.held = tell, None, b""
+    def __init__(self, tell:Callable): self.tell, self.id, self.held, self.told = tell, None, b"", threading.Event()
 
     def add(self, data:bytes):
         if self.id is not None or self.held is None: return self.tell(data)
         self.held += data
         if found := re.search(rb"\x1e(\d+)\n", self.held):
             self.id, rest = int(found[1]), self.held[:found.start()] + self.held[found.end():]
+            self.told.set()
             if rest: self.tell(rest)
         elif len(self.held) > 1 << 16: self.end()
 
-    def end(self):
-        "There is no more."
-        if self.id is None and self.held: self.tell(self.held)
-        self.held = None
+# %% ../../nbs/20e_channel.ipynb #62271eb6
+@patch
+def end(self:Group):
+    "There is no more."
+    if self.id is None and self.held: self.tell(self.held)
+    self.held = None
+    self.told.set()
+
+# %% ../../nbs/20e_channel.ipynb #8184ac0d
+@patch
+def wait(self:Group, seconds:float=5) -> int|None:
+    "The process group, which may still be on its way; None if it was never told."
+    self.told.wait(seconds)
+    return self.id
 
 # %% ../../nbs/20e_channel.ipynb #abf13cff
 class Channel:

@@ -204,7 +204,7 @@ def kill(self:Host, group:int|None, # process group there
         channel.chan.status_event.wait(grace + 5)
         channel.close()
 
-# %% ../../nbs/20e_ssh.ipynb #e3e14432
+# %% ../../nbs/20e_ssh.ipynb #9a34b5b2
 @patch
 def run(self:Host, command:str|list, # text for the shell there, or arguments to be passed as they are
         input:str|bytes|None=None, # for its standard input
@@ -220,9 +220,9 @@ def run(self:Host, command:str|list, # text for the shell there, or arguments to
     try:
         for work in ((pump.copy, channel), (feed, channel, input)): threading.Thread(target=work[0], args=work[1:], daemon=True).start()
         code = collect(pump, kept, lines, timeout and began + timeout)
-    except queue.Empty: self.kill(pump.group.id); raise TimedOut(f"{shown(command)} took more than {timeout:g} s on {self.name} and was ended; give it more with timeout=.") from None
+    except queue.Empty: self.kill(pump.group.wait()); raise TimedOut(f"{shown(command)} took more than {timeout:g} s on {self.name} and was ended; give it more with timeout=.") from None
     except Dropped: raise Dropped(f"The connection to {self.name} broke while {shown(command)} ran; it may have been done there or not, look before you run it again.") from None
-    except BaseException: self.kill(pump.group.id); raise
+    except BaseException: self.kill(pump.group.wait()); raise
     finally: pump.over.set(); channel.close()
     made = Result(code, kept["out"].text(), kept["err"].text(), time.monotonic() - began)
     if check and code: raise CommandFailed(f"{shown(command)} ended on {self.name} with {ending(code)}: {last(made)}")
