@@ -374,8 +374,9 @@ class Worlds:
         if self.reader().state.phase != "ready": return
         if self.sim.t in self.full: return
         work = Work(f"/runs/{i}", id, self.sim.t, self.sim.t + r["takes"], r["size"])
+        try: record.note("run", path=work.path)
+        except NanoGPTError: return  # too late for a run
         self.box.works.append(work)
-        record.note("run", path=work.path)
 
     def extend(self, record, e):
         if self.reader().state.phase in ("returning", "ended"): return

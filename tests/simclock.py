@@ -178,7 +178,7 @@ class Process:
                 self.sim.say(f"{self.name} stands still at {frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno} for {seconds:.0f} s")
                 for other in (self, *self.with_it): other.stood.append((self.sim.t, self.sim.t + seconds))  # all its threads
                 for other in self.with_it: other.frozen = self.sim.t + seconds + 0.001
-                self.sim.pause(seconds)
+                self.sim.stand(seconds)
             elif self.lines_left <= 0:
                 self.sim.say(f"{self.name} killed at {frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}")
                 self.kill()
@@ -226,11 +226,19 @@ class Sim:
         if not self.main.acquire(timeout=120): raise RuntimeError(f"{p.name} does not pause:\n" + "".join(traceback.format_stack(sys._current_frames()[p.thread.ident])))
 
     def pause(self, seconds: float):
-        "Let the others act for so long; only inside a process."
+        "Let the others act for so long, as the machine counts; only inside a process."
         p = here()
         if p is None: raise AssertionError("only a process can pause")
+        self._until(p, p.machine.after(seconds))
+
+    def stand(self, seconds: float):
+        "Stand still for so long in true time: the world does not wait for a machine that sleeps."
+        p = here()
+        self._until(p, p.machine.asleep.end(self.t + seconds))
+
+    def _until(self, p: Process, when: float):
         p.check()
-        self.wake(p, p.machine.after(seconds))
+        self.wake(p, when)
         self.main.release()
         p.baton.acquire()
         p.check()

@@ -720,6 +720,31 @@ class TestTheFolder:
         b.record.note("asking", name="x", cents=CENTS)
         assert b.state.ask["name"] == "x"
 
+    def test_a_box_that_boots_when_the_hours_are_over_is_given_back(self):
+        b = Bench(hours=0.4)
+        first = b.rent()
+        b.record.note("giving_back", id=first, why="it does not compute")
+        b.run(lambda: b.state.instances[first].ended)
+        billed, b.service.boot = b.bill(), 3000
+        name = instance_name(b.record.id, b.clock.t + 1440)
+        b.record.note("asking", name=name, type=TYPE, region="us-east-1", cents=CENTS)
+        b.record.note("launched", id=(second := b.launch(name)), name=name)
+        b.run()
+        assert not b.alive() and b.bill() == billed and b.state.instances[second].ended < b.state.began + 0.4 * 3600
+        assert "0.4 hours" in b.state.reason
+
+    def test_a_run_that_comes_too_late_is_not_begun(self):
+        b = Bench(hours=0.4)
+        b.rent()
+        b.record.note("run", path="early")
+        b.clock.t = b.state.stop_at
+        with pytest.raises(HostError, match="kept for bringing results home"): b.record.note("run", path="late")
+        b.record.extend(hours=1)
+        b.record.note("run", path="late")
+        b.record.note("end", why="asked")
+        with pytest.raises(HostError, match="is over"): b.record.note("run", path="never")
+        assert b.state.runs == ["early", "late"]
+
     def test_an_extension_of_what_a_person_gives_back_is_refused(self):
         b = Bench()
         b.rent()

@@ -67,7 +67,7 @@ def _heard(record, kind:str) -> dict:
     ahead = {} if getattr(cloud, "heard", True) is False else dict(ahead=round(record.clock() - getattr(cloud, "clock", time).time(), 1))
     return ahead | (dict(account=a) if kind in ("asking", "launched", "status") and (a := account_of(cloud)) else {})
 
-# %% ../../nbs/25b_lease_folder.ipynb #135f9bd5
+# %% ../../nbs/25b_lease_folder.ipynb #9d0d5f80
 @patch
 def note(self:Record, kind:str, *,
          time:float|None=None, # seconds since 1970; None: now, by the service's clock
@@ -75,6 +75,7 @@ def note(self:Record, kind:str, *,
     "Append an event; it is on the disk when this returns."
     now = self.clock() if time is None else time
     if kind == "asking": _may_ask(self, now, float(facts.get("cents") or 0))
+    if kind == "run": _may_run(self, now)
     event = dict(time=round(now, 3), kind=kind, by=os.getpid()) | _heard(self, kind) | facts
     data = json.dumps(event, default=str).encode() + b"\n"
     fd = os.open(self.path/"events.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
@@ -90,6 +91,12 @@ def _may_ask(record, now, cents):
     s = record.state
     if s.phase in ("returning", "ended"): raise HostError(f"The lease {record.id} is over ({s.reason or 'asked'}), so nothing more is rented on it; begin another one.")
     if s.began is not None and s.room(now, cents) < LEAST * 60: raise HostError(f"What is left of the lease {record.id} does not pay for another box ({dollars(s.spent(now))} of {dollars(s.budget)} may be spent); begin another one, or extend it: nanogpt cloud extend {record.name} --budget 5 --hours 1.")
+
+# %% ../../nbs/25b_lease_folder.ipynb #c85d92a0
+def _may_run(record, now):
+    s = record.state
+    if s.phase in ("returning", "ended"): raise HostError(f"The lease {record.id} is over ({s.reason or 'asked'}), so no run begins on it; begin another one.")
+    if s.stop_at is not None and now >= s.stop_at: raise HostError(f"What is left of the lease {record.id} ({max(0, s.until - now) / 60:.0f} minutes) is kept for bringing results home, so no run begins on it; extend it: nanogpt cloud extend {record.name} --budget 5 --hours 1.")
 
 # %% ../../nbs/25b_lease_folder.ipynb #d78d3020
 def _last(fd:int, size:int) -> bytes:

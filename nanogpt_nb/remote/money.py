@@ -98,14 +98,14 @@ def from_json(cls:Terms, text:str) -> Terms: # what `to_json` gave
     if not isinstance(d, dict): raise ConfigError("The terms of the lease are not a JSON object; restore lease.json from a copy.")
     return cls(**{f.name: d[f.name] for f in fields(cls) if f.name in d})
 
-# %% ../../nbs/25a_money.ipynb #b915f5c6
+# %% ../../nbs/25a_money.ipynb #7b2e82e3
 MARGIN = 120                                                                       # seconds between asking for the termination and the end of the budget
 
 def until(state) -> float|None: # the State of a lease
     "When termination is asked for, in seconds since 1970 by the service's clock; None before anything can be billed."
     billed = [o for o in state.instances.values() if o.began is not None]
+    if not billed or all(o.ended is not None for o in state.instances.values()): return None
     live = [o for o in billed if o.ended is None]
-    if not live: return None
     left = state.budget - sum(o.cost() for o in billed if o.ended is not None)
     rate = sum(o.cents for o in live) / 6000                                       # dollars a minute
     spent = sum(o.cents * o.began for o in live) / 360_000

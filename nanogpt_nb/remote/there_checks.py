@@ -9,8 +9,8 @@ from .there import find
 from .there_gpus import program
 
 # %% auto #0
-__all__ = ['SITES', 'FACTS', 'sh', 'python', 'system', 'disk', 'memory', 'gpu', 'in_use', 'take_away', 'clear_programs', 'rsync',
-           'uv_path', 'uv', 'network', 'reach', 'look']
+__all__ = ['SITES', 'FACTS', 'sh', 'python', 'system', 'disk', 'memory', 'gpu', 'in_use', 'beginning', 'take_away',
+           'clear_programs', 'rsync', 'uv_path', 'uv', 'network', 'reach', 'look']
 
 # %% ../../nbs/23a_there_checks.ipynb #77652154
 def sh(*words:str, seconds:float=10) -> tuple: # words: the command; seconds: time limit
@@ -87,9 +87,11 @@ def _text(path):
         with open(path) as f: return f.read().strip()
     except OSError: return ""
 
-# %% ../../nbs/23a_there_checks.ipynb #a2ee13ac
+# %% ../../nbs/23a_there_checks.ipynb #4009ecee
 def in_use() -> set:
     "The environments and programs in ~/.nanogpt_nb that a process names, or a job that has not ended."
+    until = time.monotonic() + 2
+    while beginning() and time.monotonic() < until: time.sleep(.005)
     files = [f for what in ("cmdline", "environ", "maps") for f in glob.glob("/proc/[0-9]*/" + what)]
     status = find("folder.status_of")
     files += [str(p/"job.json") for p in find("folder.all_jobs")() if status(p).get("state") not in find("folder.ENDED")]
@@ -101,6 +103,15 @@ def _bytes(path):
     try:
         with open(path, "rb") as f: return f.read()
     except OSError: return b""
+
+# %% ../../nbs/23a_there_checks.ipynb #3b435ec5
+def beginning() -> list:
+    "The processes, of those that may be looked into, that have a program and no command line yet."
+    return [p for p in glob.glob("/proc/[0-9]*") if not _bytes(p + "/cmdline") and _program(p)]
+
+def _program(p):
+    try: return os.readlink(p + "/exe")
+    except OSError: return ""
 
 # %% ../../nbs/23a_there_checks.ipynb #6c36dca3
 def take_away(path:str):
