@@ -99,8 +99,8 @@ def found(schedules, word: str) -> bool:
 
 
 def test_a_guard_that_asks_only_once_is_found_out(monkeypatch):
-    asked, ask = set(), lease_guard.give_back
-    monkeypatch.setattr(lease_guard, "give_back", lambda record, cloud, box, why: None if box.id in asked else (asked.add(box.id), ask(record, cloud, box, why)))
+    asked, ask = set(), lease_guard.ask_for_the_end
+    monkeypatch.setattr(lease_guard, "ask_for_the_end", lambda record, cloud, box, why: None if box.id in asked else (asked.add(box.id), ask(record, cloud, box, why)))
     assert found([quiet(kills=[dies()], service=[dict(kind="no take", times=1, at=0)])], "though a guard lives")
 
 

@@ -94,14 +94,14 @@ class Progress:
         self.say_at = now + self.every
         self.held.say(f"{self.held.name}: {self.held.state.phase} for {now - self.began:.0f} s; {self.last()}")
 
-# %% ../../nbs/25h_ending.ipynb #ca275ea3
+# %% ../../nbs/25h_ending.ipynb #487521c5
 @patch
 def ask(self:Progress):
     "Ask the service once more."
-    from nanogpt_nb.remote.lease_guard import give_back
+    from nanogpt_nb.remote.lease_guard import ask_for_the_end
     record, cloud, error = self.held.record, self.held.cloud, None
     try:
-        for box in record.state.live: error = box.giving and give_back(record, cloud, box, box.giving) or error
+        for box in record.state.live: error = box.giving and ask_for_the_end(record, cloud, box, box.giving) or error
         cloud.instances()
     except Exception as e: error = e
     self.error = error

@@ -6,7 +6,7 @@
 __all__ = ['Entry', 'in_brackets', 'entry', 'Ledger', 'ledger', 'spent', 'the_open_one', 'Ending', 'to_end', 'meant', 'down',
            'Swept', 'Sweep', 'gc']
 
-# %% ../../nbs/25i_ledger.ipynb #d84d6f1e
+# %% ../../nbs/25i_ledger.ipynb #1b7344ec
 import contextlib, csv, io, re, time
 from dataclasses import astuple, dataclass, fields
 from ..config import ConfigError, NanoGPTError, patch
@@ -15,7 +15,7 @@ from .ending import terminate_all, unreadable
 from .guarding import is_of
 from .cloud import CloudError, NotThere, Table
 from .lease_folder import Record, records
-from .lease_guard import gc_step, give_back
+from .lease_guard import ask_for_the_end, gc_step
 from .money import Terms, dollars
 from .standing import account
 
@@ -126,7 +126,7 @@ def meant(name:str) -> Ending:
     if record.state.phase == "ended": raise ConfigError(f"The lease {record.name} has ended ({record.state.reason}); nanogpt cloud ls shows what runs.")
     return Ending(record)
 
-# %% ../../nbs/25i_ledger.ipynb #fc1f7c53
+# %% ../../nbs/25i_ledger.ipynb #1685ecdf
 def down(what:str|Record|Ending|None=None, # None: the only lease that is open
          now:bool=False, # do not bring anything home
          quiet:bool=False):
@@ -139,7 +139,7 @@ def down(what:str|Record|Ending|None=None, # None: the only lease that is open
     if not held.goes_on: held.say(f"{held.name} is on its way back already …")
     with contextlib.suppress(OSError): held.goes_on and held.record.note("end", why=why)
     held._unguarded()
-    for box in held.state.live if now else (): give_back(held.record, held.cloud, box, why)
+    for box in held.state.live if now else (): ask_for_the_end(held.record, held.cloud, box, why)
     return held.end(why, home=not now)
 
 # %% ../../nbs/25i_ledger.ipynb #96ed0a37
