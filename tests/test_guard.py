@@ -124,11 +124,15 @@ class Bench:
 
     def rent(self):
         "What the one who rents does, until the box is ready."
+        self.record.note("ready", id=(id := self.boot()))
+        return id
+
+    def boot(self):
+        "What the one who rents does, until the box is active."
         name = instance_name(self.record.id, self.clock.t + 12_000)
         self.record.note("asking", name=name, type=TYPE, region="us-east-1", cents=CENTS)
         self.record.note("launched", id=(id := self.launch(name)), name=name)
         self.run(lambda: self.state.phase == "active")
-        self.record.note("ready", id=id)
         return id
 
     def run(self, over=lambda: False, most=100_000.0):
@@ -722,7 +726,7 @@ class TestTheFolder:
 
     def test_a_box_that_boots_when_the_hours_are_over_is_given_back(self):
         b = Bench(hours=0.4)
-        first = b.rent()
+        first = b.boot()
         b.record.note("giving_back", id=first, why="it does not compute")
         b.run(lambda: b.state.instances[first].ended)
         billed, b.service.boot = b.bill(), 3000
@@ -732,6 +736,16 @@ class TestTheFolder:
         b.run()
         assert not b.alive() and b.bill() == billed and b.state.instances[second].ended < b.state.began + 0.4 * 3600
         assert "0.4 hours" in b.state.reason
+
+    def test_a_box_that_a_guard_gave_back_as_it_came_up_ends_the_lease(self):
+        b = Bench()
+        name = instance_name(b.record.id, b.clock.t + 12_000)
+        b.record.note("asking", name=name, type=TYPE, region="us-east-1", cents=CENTS)
+        b.record.note("launched", id=(id := b.launch(name)), name=name)
+        b.record.note("giving_back", id=id, why="it was not ready in time")
+        b.record.note("ready", id=id)
+        b.run(most=600)
+        assert b.state.phase == "ended" and not b.alive() and b.state.reason == "it was not ready in time"
 
     def test_a_run_that_comes_too_late_is_not_begun(self):
         b = Bench(hours=0.4)

@@ -113,13 +113,13 @@ def _stop(record, world, s, now):
 def _bring(record, world):
     with contextlib.suppress(OSError), record.lock("returning") as mine: mine and _ask(world.bring_home, record)
 
-# %% ../../nbs/25c_guard.ipynb #231bda7e
+# %% ../../nbs/25c_guard.ipynb #2ebd847c
 def _wait(record, cloud, world, s, now):
     ask = not s.box and (s.ask or s.doubt)
     if ask and not _may_know(cloud, [ask.get("account")]): _stranger(record, cloud, world, now, "what was launched for the lease")
     elif ask and not (ask["looks"] and 0 <= now - ask["looks"][-1] < AGAIN): _note(record, "looked", time=now)
-    gone = [o for o in s.instances.values() if o.ended is not None and o.giving is None and o.ready]
-    if gone and not s.box and not s.asked_to_end: _note(record, "end", why="the instance is gone, and not by us", time=now)
+    gone = [o for o in s.instances.values() if o.ended is not None and o.ready]
+    if gone and not s.box and not s.ask and not s.asked_to_end: _note(record, "end", why=gone[-1].giving or "the instance is gone, and not by us", time=now)
     if s.box: _warn(record, world, s, now)
     if s.box and s.box.on and s.until: _rename(record, cloud, s)
 
