@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from nanogpt_nb.args import Dollars
+import tyro
+
+from nanogpt_nb.args import Budget, Dollars, Hours, Idle
 from nanogpt_nb.cli_remote_args import Flag, Positional, text
 
 LEASES = text("NAME ...", "(default: the only one that is open)")
+OfRehearsal = Annotated[Flag, tyro.conf.arg(help="of the rehearsal on this machine")]
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,11 @@ class CloudUpArgs:
     "instance types, as nanogpt cloud types lists them"
     name: Annotated[str | None, text("NAME", "(default: made from the lease)")] = None
     "what ssh and nanogpt are to call the machine"
-    budget: Annotated[Dollars, text("DOLLARS", "(default: 10)")] = None
+    budget: Budget = None
     "most it may cost"
-    hours: Annotated[float | None, text("HOURS", "(default: 4)")] = None
+    hours: Hours = None
     "most it may run"
-    idle: Annotated[float | None, text("MINUTES", "(default: 20)")] = None
-    "give it back after so long with nothing to do; 0: never"
+    idle: Idle = None
     region: Annotated[tuple[str, ...], text("REGION ...", "(default: any)")] = ()
     "regions to try, in this order"
     wait: Annotated[float, text("MINUTES", "(default: do not wait)")] = 0
@@ -107,8 +109,7 @@ class CloudKeysArgs:
     "public key to register; one that is there already, under whatever name, is used"
     remove: Annotated[str | None, text("NAME", "(default: none)")] = None
     "key to take out of the account, by name or id"
-    rehearsal: Flag = False
-    "of the rehearsal on this machine"
+    rehearsal: OfRehearsal = False
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,7 @@ class CloudGcArgs:
 
     dry_run: Flag = False
     "only say what would be ended"
-    rehearsal: Flag = False
-    "of the rehearsal on this machine"
+    rehearsal: OfRehearsal = False
 
 
 @dataclass(frozen=True)

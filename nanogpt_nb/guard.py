@@ -6,8 +6,8 @@
 __all__ = ['GOING', 'words_for', 'environment', 'trainer_command', 'start_trainer', 'last_line', 'cause', 'settle',
            'write_status', 'as_before', 'guard', 'copy', 'gpus', 'share_out', 'stay', 'holder', 'has_open', 'trains']
 
-# %% ../nbs/30a_guard.ipynb #33b01e32
-import contextlib, json, os, signal, socket, subprocess, sys, threading
+# %% ../nbs/30a_guard.ipynb #6b4884ed
+import contextlib, json, os, signal, socket, subprocess, sys, threading, time
 from pathlib import Path
 from .config import write_whole
 from .runs import Run
@@ -139,15 +139,25 @@ def has_open(pid:int, path:Path) -> bool:
             if os.path.samefile(fd, path): return True
     return False
 
-# %% ../nbs/30a_guard.ipynb #17f3baf4
+# %% ../nbs/30a_guard.ipynb #8a862b18
 def trains(pid:int, run:Run, module:str="nanogpt_nb.train") -> bool: # or nanogpt_nb.guard
     "Whether a process was started to train `run`, or to guard its trainer."
     words = (module, str(run.path.resolve()))
-    try: said = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    try: said = _words(pid)
     except OSError: said, words = f" {_output('ps', '-ww', '-o', 'args=', '-p', str(pid)).strip()} ", [f" {w} " for w in words]   # a path may have spaces
     return all(w in said for w in words)
 
-# %% ../nbs/30a_guard.ipynb #5f32a287
+# %% ../nbs/30a_guard.ipynb #0f57facd
+def _words(pid:int) -> list[str]:
+    "The command line of a process, as soon as it has one."
+    until = time.monotonic() + 2
+    while not (said := Path(f"/proc/{pid}/cmdline").read_bytes()) and _has_program(pid) and time.monotonic() < until: time.sleep(.005)
+    return said.decode(errors="replace").split("\0")
+
+def _has_program(pid:int) -> bool:
+    try: return bool(os.readlink(f"/proc/{pid}/exe"))
+    except OSError: return False                                                   # it has ended
+
 def _output(*words) -> str:
     "What a command prints; nothing where there is no such command."
     try: return subprocess.run(words, capture_output=True, text=True, timeout=10).stdout

@@ -8,6 +8,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -37,12 +38,14 @@ def why_no_box() -> str | None:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    "A port that nobody uses, below those that connections get: it stays free until somebody listens there."
+    for port in iter(lambda: random.SystemRandom().randrange(10_000, 32_000), None):
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
 
 
-def until(true, what: str, timeout: float = 30, every: float = 0.02):
+def until(true, what: str, timeout: float = 120, every: float = 0.02):
     "What `true` gives, as soon as it is true."
     end = time.monotonic() + timeout
     while not (found := true()):
@@ -138,6 +141,28 @@ class Wire:
             self._end(pair)
         return len(pairs)
 
+    def strike(self, kind: str, dice, refused: float, patience: float = 5) -> bool:
+        "A fault of the line at random, `refused` for so many seconds; whether `kind` is one."
+        if kind == "cut at a byte":
+            self.cut_after = self.bytes + dice.randrange(60_000)
+            with contextlib.suppress(AssertionError):
+                until(lambda: self.cut_after is None, "the byte", patience)
+            self.cut_after = None
+        elif kind == "cut":
+            self.cut()
+        elif kind == "refused":
+            self.refuse = True
+            self.cut()
+            time.sleep(refused)
+            self.refuse = False
+        elif kind == "swallowed":
+            self.black = True
+            time.sleep(dice.uniform(0, 25))
+            self.black = False
+        else:
+            return False
+        return True
+
     def close(self):
         self.server.close()
         self.cut()
@@ -185,13 +210,14 @@ class Box:
         "Start sshd, on the same port each time."
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
-        log = open(self.folder / "sshd.log", "ab")
-        self.process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        log.close()
-        until(self._answers, f"sshd on port {self.port}: {(self.folder / 'sshd.log').read_text()[-500:]}")
+        with open(self.folder / "sshd.log", "ab") as log:
+            words = [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]
+            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        until(self._answers, f"sshd on port {self.port}, see {self.folder / 'sshd.log'}")
 
     def _answers(self):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as s:
+        assert self.process.poll() is None, (self.folder / "sshd.log").read_text()[-500:]
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as s:
             return s.recv(4) == b"SSH-"
 
     def stop(self, sessions: bool = True):
@@ -231,6 +257,27 @@ def make_key(path: Path, kind: str = "ed25519", passphrase: str = ""):
     bits = ["-b", "2048"] if kind == "rsa" else []
     path.unlink(missing_ok=True)
     subprocess.run(["ssh-keygen", "-q", "-t", kind, *bits, "-N", passphrase, "-C", "test", "-f", str(path)], check=True, stdin=subprocess.DEVNULL)
+
+
+def contents(folder: Path):
+    "The files below a folder, each with what is in it; what goes away meanwhile is passed over."
+    for root, _, names in os.walk(folder):
+        for path in (Path(root, name) for name in names):
+            with contextlib.suppress(OSError):
+                if path.is_file():
+                    yield path, path.read_bytes()
+
+
+def remove(folder: Path):
+    "Remove a folder into which somebody may be writing."
+    until(lambda: shutil.rmtree(folder, ignore_errors=True) or not folder.exists(), f"the end of {folder}")
+
+
+def argv(pid: int) -> bytes:
+    "The command line of a process; nothing where it has ended."
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def children(pid: int) -> list[int]:

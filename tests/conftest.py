@@ -3,11 +3,15 @@
 import os
 import signal
 
+import openapi
 import pytest
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # begun in the background of a script: Ctrl-C would be tested on the deaf
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup: a handler, unlike "ignore", is not inherited
+    signal.signal(signal.SIGHUP, lambda *_: None)
 os.environ["WANDB_MODE"] = "disabled"  # the tests of tracking say otherwise
+openapi.watch()
 
 
 def pytest_addoption(parser):
@@ -20,6 +24,25 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run it with --slow or SLOW=1"))
+
+
+def all_as_described():
+    found = openapi.mismatches()
+    assert not found, "Lambda's description of its service says otherwise:\n" + "\n".join(found)
+
+
+@pytest.fixture(autouse=True)
+def described():
+    "What a test asks of the service, and what it is answered, is as the service describes it."
+    yield
+    all_as_described()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def described_to_the_end():
+    "So is what is asked when the last test is over."
+    yield
+    all_as_described()
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def python(code, *args, env=None, **kw):
     return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kw)
 
 
-def finish(process, timeout=120):
+def finish(process, timeout=300):
     "The output of a process that must end well."
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, err

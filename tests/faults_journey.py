@@ -105,24 +105,10 @@ class Round:
         return bool(pids)
 
     def fault(self, kind: str) -> None:
-        box, wire, dice = self.box, self.box.wire, self.dice
-        if kind == "cut at a byte":
-            wire.cut_after = wire.bytes + dice.randrange(60_000)
-            with contextlib.suppress(AssertionError):
-                until(lambda: wire.cut_after is None, "the byte", 4)
-            wire.cut_after = None
-        elif kind == "cut":
-            wire.cut()
-        elif kind == "refused":
-            wire.refuse = True
-            wire.cut()
-            time.sleep(dice.choice((dice.uniform(0, 5), dice.uniform(0, 5), 75)))
-            wire.refuse = False
-        elif kind == "swallowed":
-            wire.black = True
-            time.sleep(dice.uniform(0, 25))
-            wire.black = False
-        elif kind == "sshd restarted":
+        box, dice = self.box, self.dice
+        if box.wire.strike(kind, dice, refused=dice.choice((dice.uniform(0, 5), dice.uniform(0, 5), 75))):
+            return
+        if kind == "sshd restarted":
             box.stop(sessions=dice.random() < 0.7)
             time.sleep(dice.uniform(0, 3))
             box.start()

@@ -76,7 +76,7 @@ def main(rounds: int, seed: int):
                     bad.append(f"left running: {left}")
                 print(f"{min(rounds, batch + 8)} of {rounds}: {dict(done)}, {len(bad)} bad", flush=True)
             bill = asks(home(), "/rehearsal/bill")
-            told, billed = ledger(rehearsals=True).spent, sum(b["dollars"] for b in bill["bill"].values())
+            told, billed = ledger(rehearsals=True).total(rehearsal=True), sum(b["dollars"] for b in bill["bill"].values())
             two = [r.id for r in records() if len(r.state.instances) > 1]
             print(f"{len(bill['bill'])} instances, billed ${billed:.2f}, the ledger says ${told:.2f}; leases with more than one: {len(two)}")
             if billed > told + 0.01:

@@ -5,7 +5,6 @@ swallowed; sshd is restarted; the follower is killed and started again; a pull c
 is looked at, and at the end it must equal the one there. Prints a JSON object of what was done and seen.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -50,24 +49,9 @@ def look(near: Run, far: Run) -> int:
 
 
 def fault(kind: str, box: Box, dice: random.Random, near: Run, followers: list) -> None:
-    wire = box.wire
-    if kind == "cut at a byte":
-        wire.cut_after = wire.bytes + dice.randrange(60_000)
-        with contextlib.suppress(AssertionError):
-            until(lambda: wire.cut_after is None, "the byte", 5)
-        wire.cut_after = None
-    elif kind == "cut":
-        wire.cut()
-    elif kind == "refused":
-        wire.refuse = True
-        wire.cut()
-        time.sleep(dice.uniform(0, 2))
-        wire.refuse = False
-    elif kind == "swallowed":
-        wire.black = True
-        time.sleep(dice.uniform(0, 25))
-        wire.black = False
-    elif kind == "sshd restarted":
+    if box.wire.strike(kind, dice, refused=dice.uniform(0, 2)):
+        return
+    if kind == "sshd restarted":
         box.stop()
         time.sleep(dice.uniform(0, 1))
         box.start()

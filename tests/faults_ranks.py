@@ -8,24 +8,18 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from box import free_port
 from kill_many import CONFIG, work
 
 from nanogpt_nb.runs import Run
 
 PATIENCE = 60  # seconds in which a rank has to end when another has
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def start(folder: Path, config, world: int = 2) -> list[int]:

@@ -33,9 +33,10 @@ def left(folder: Path) -> list[psutil.Process]:
 
 
 def main(rounds: int, seed: int):
+    from nanogpt_nb.checkpoints import read_json
     from nanogpt_nb.config import NanoGPTError
     from nanogpt_nb.remote.lambda_cloud import LambdaCloud
-    from nanogpt_nb.remote.rehearsal import read, start_rehearsal, stop_rehearsal
+    from nanogpt_nb.remote.rehearsal import start_rehearsal, stop_rehearsal
 
     LambdaCloud.patience, LambdaCloud.waits, LambdaCloud.looks = 1, (0.05,), (0.05, 0.05)  # the service is dead, not busy
     chance, counts = random.Random(seed), dict(killed=0, refused=0, launched=0)
@@ -48,7 +49,7 @@ def main(rounds: int, seed: int):
             cloud = start_rehearsal(boot=0.1)
             boxes = [p for p in left(folder / "boxes") if p.is_running()]
             assert not boxes, f"left over: {boxes}"
-            pid, keys = read(folder / "service.json")["pid"], [k.name for k in cloud.ssh_keys()]
+            pid, keys = read_json(folder / "service.json")["pid"], [k.name for k in cloud.ssh_keys()]
             assert len(keys) == len(set(keys))
             after = chance.random() * 0.6
 

@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from box import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = re.compile(r"^#\|\s*(slow|gpu|net)\b", re.M)  # flags of cells that take minutes, a GPU or the internet
@@ -30,7 +31,7 @@ MISSING = "no Chromium that starts; install it (Debian: apt-get install chromium
 def starts(path: str) -> bool:
     "Whether it is a browser that starts; Ubuntu's chromium-browser may be a script that only asks for a snap."
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        return subprocess.run([path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60).returncode == 0
+        return subprocess.run([path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=180).returncode == 0
     return False
 
 
@@ -55,7 +56,7 @@ def why_not() -> str | None:
     return None if chromium() else MISSING
 
 
-def until(ask: Callable, what: str, seconds: float = 60, every: float = 0.1):
+def until(ask: Callable, what: str, seconds: float = 180, every: float = 0.1):
     "The first true answer of `ask()`; an error that says `what` did not happen, if there is none in time."
     end = time.monotonic() + seconds
     while not (answer := ask()):
@@ -63,12 +64,6 @@ def until(ask: Callable, what: str, seconds: float = 60, every: float = 0.1):
             raise TimeoutError(f"In {seconds:.0f} s: not {what}.")
         time.sleep(every)
     return answer
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Lab:
@@ -91,7 +86,7 @@ class Lab:
         self.log = open(self.home / "log.txt", "ab")
         self.process = subprocess.Popen([sys.executable, "-m", "jupyterlab"], cwd=self.folder, env=self.environment(), stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
         try:
-            until(self.answers, "a JupyterLab that answers", 120)
+            until(self.answers, "a JupyterLab that answers", 240)
         except BaseException:
             self.__exit__()
             raise
@@ -117,7 +112,7 @@ class Lab:
         "The server's answer from its REST interface."
         request = urllib.request.Request(f"{self.url}/api/{path}", method=method, headers={"Authorization": f"token {self.token}"})
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(request, timeout=30) as answer:
+        with direct.open(request, timeout=120) as answer:
             return json.loads(answer.read() or "null")
 
     def answers(self) -> bool:
@@ -195,7 +190,7 @@ class Browser:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", rules]
         self.playwright = sync_playwright().start()
         try:
-            self.chromium = self.playwright.chromium.launch(executable_path=chromium(), args=flags)
+            self.chromium = self.playwright.chromium.launch(executable_path=chromium(), args=flags, timeout=240_000)
         except BaseException:
             self.playwright.stop()
             raise
@@ -216,6 +211,7 @@ class Tab:
         self.lab = lab
         self.context = browser.chromium.new_context(viewport=dict(width=width, height=height), device_scale_factor=scale)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(180_000)  # milliseconds
         self.page.add_init_script(SCRIPT)
         self.page.on("dialog", lambda dialog: dialog.accept())
         self.errors = []  # what scripts of the page did not catch
@@ -235,7 +231,7 @@ class Tab:
     def loaded(self):
         self.wait("window.jupyterapp?.restored && jupyterapp.restored.then(() => true)", "a JupyterLab in the page")
 
-    def wait(self, expression: str, what: str, seconds: float = 60):
+    def wait(self, expression: str, what: str, seconds: float = 180):
         "The first true value of a JavaScript expression."
         return until(lambda: self.page.evaluate(expression), what, seconds)
 
@@ -290,7 +286,7 @@ class Notebook:
         "The value of `lab.call(path, ...)` in the page."
         return self.page.evaluate(f"args => lab.{call}(...args)", [self.path, *args])
 
-    def ready(self, seconds: float = 90):
+    def ready(self, seconds: float = 240):
         "Wait for the notebook and its idle kernel: what is run before that is not run at all."
         until(lambda: self.js("ready"), f"a kernel that is ready for {self.path}", seconds)
 
@@ -311,7 +307,7 @@ class Notebook:
         "Whether all that was started has run."
         return self.page.evaluate("path => lab.done[path].over", self.path)
 
-    def run(self, *chosen: int, seconds: float = 120) -> "Notebook":
+    def run(self, *chosen: int, seconds: float = 300) -> "Notebook":
         "Run cells to their end and expect no error."
         self.start(*chosen)
         until(self.over, f"the end of the cells of {self.path}", seconds)

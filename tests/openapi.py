@@ -4,33 +4,42 @@
     check_answer("GET", "/instances", 200, b'{"data": []}')
 
 The file is the one that $NANOGPT_NB_OPENAPI names, or the newest beside the checkout. AssertionError says what does not fit.
+
+`watch()` has all of it checked: what clients and guards of this process ask, what a rehearsed service in it answers, and what a rehearsal
+in another process answers them. conftest.py calls it, and fails each test in which `mismatches()` are found.
 """
 
+import contextlib
 import functools
 import json
 import os
 import re
+import threading
+from collections import Counter
 from pathlib import Path
 
 BESIDE = sorted((Path(__file__).resolve().parents[2] / "shared" / "data").glob("lambda-cloud-openapi-*.json"))
 FILE = Path(os.environ["NANOGPT_NB_OPENAPI"]) if os.environ.get("NANOGPT_NB_OPENAPI") else next(reversed(BESIDE), None)
 OPENAPI = json.loads(FILE.read_text(encoding="utf-8")) if FILE and FILE.is_file() else None
 
-PATHS = {  # what the package asks for, and what the data of the answer holds
-    "/instance-types": {"GET"},
-    "/regions": {"GET"},
-    "/images": {"GET"},
-    "/file-systems": {"GET"},
-    "/ssh-keys": {"GET", "POST"},
-    "/ssh-keys/{id}": {"DELETE"},
-    "/filesystems": {"POST"},
-    "/filesystems/{id}": {"DELETE"},
-    "/instances": {"GET"},
-    "/instances/{id}": {"GET", "POST"},
-    "/instance-operations/launch": {"POST"},
-    "/instance-operations/terminate": {"POST"},
-    "/instance-operations/restart": {"POST"},
+PATHS = {  # what the package asks for, and the fields that it may send along
+    "/instance-types": {"GET": ""},
+    "/regions": {"GET": ""},
+    "/images": {"GET": ""},
+    "/file-systems": {"GET": ""},
+    "/ssh-keys": {"GET": "", "POST": "name public_key"},
+    "/ssh-keys/{id}": {"DELETE": ""},
+    "/filesystems": {"POST": "name region"},
+    "/filesystems/{id}": {"DELETE": ""},
+    "/instances": {"GET": ""},
+    "/instances/{id}": {"GET": "", "POST": "name"},
+    "/instance-operations/launch": {
+        "POST": "region_name instance_type_name ssh_key_names name user_data hostname file_system_names file_system_mounts tags image"
+    },
+    "/instance-operations/terminate": {"POST": "instance_ids"},
+    "/instance-operations/restart": {"POST": "instance_ids"},
 }
+ODD = {"garbage", "status", "fields"}  # faults of the rehearsed service whose answers are not as described, on purpose
 
 
 def template(path: str) -> str:
@@ -72,6 +81,8 @@ def check_request(method: str, path: str, body=None):
     if OPENAPI:
         assert operation(method, path), f"{method} {path} is not in {FILE.name}"
         assert fits(method, path, "", told) or told is None, f"{method} {path} takes no body"
+    unknown = set(told or ()) - set(PATHS[template(path)][method].split())  # the description lets any other field pass, and the service ignores it
+    assert not unknown, f"{method} {path} has no field {', '.join(sorted(unknown))}"
     if template(path) == "/instance-operations/launch":
         assert {"region_name", "instance_type_name", "ssh_key_names"} <= told.keys() and len(told["ssh_key_names"]) == 1
         assert len(told.get("name", "")) <= 64 and all(
@@ -124,3 +135,91 @@ def _models() -> dict:
 
 
 MODELS = _models()
+
+
+# All that is asked and answered
+
+SEEN = Counter()  # how many requests and answers were checked
+_FOUND: list[str] = []
+_pardons: list[str] = []  # what may be wrong now
+_here = threading.local()  # .struck: a fault makes the answer of this thread odd
+
+
+@contextlib.contextmanager
+def odd(what: str, why: str):
+    "Within, each `request`, or each `answer`, may be wrong: that is what is tested."
+    assert what in ("request", "answer") and why
+    _pardons.append(what)
+    try:
+        yield
+    finally:
+        _pardons.remove(what)
+
+
+def mismatches() -> list[str]:
+    "What did not fit since this was last asked."
+    found = list(dict.fromkeys(_FOUND))
+    _FOUND.clear()
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def verdict(check, described: bool, *what) -> str:
+    "What is wrong with a request or an answer; the same one is looked at once."
+    try:
+        check(*what)
+    except Exception as e:
+        return f"{' '.join(map(str, what))[:300]}: {type(e).__name__}: {e}"
+    return ""
+
+
+def hold(what: str, check, *told):
+    if what in _pardons:
+        return
+    SEEN[what] += 1
+    if wrong := verdict(check, bool(OPENAPI), *told):
+        _FOUND.append(f"{what}: {wrong}")
+
+
+def hold_request(method: str, path: str, body: bytes | str | None):
+    hold("request", check_request, method, path, body or None)
+
+
+def hold_answer(method: str, path: str, status: int, content: bytes):
+    hold("answer", check_answer, method, template(path), status, bytes(content))
+
+
+def watch():
+    "Check all that is asked and answered in this process from now on."
+    from nanogpt_nb.remote.asking import Api
+    from nanogpt_nb.remote.rehearsed import Service
+
+    handle, take, sent = Service.handle, Service.take, Api._sent
+    if hasattr(handle, "__wrapped__"):
+        return
+
+    @functools.wraps(handle)
+    def watched_handle(self, method, path, headers=None, body=b""):
+        hold_request(method, path, body)
+        _here.struck = False
+        status, more, content = handle(self, method, path, headers, body)
+        if not _here.struck:
+            hold_answer(method, path, status, content)
+        return status, more, content
+
+    @functools.wraps(take)
+    def watched_take(self, line, *kinds):
+        fault = take(self, line, *kinds)
+        if fault and fault.kind in ODD:
+            _here.struck = True
+        return fault
+
+    @functools.wraps(sent)
+    def watched_sent(self, method, path, body, patience):
+        hold_request(method, path, None if body is None else json.dumps(body))  # of those too that get lost on the way
+        status, headers, content = sent(self, method, path, body, patience)
+        if self.is_rehearsal and not self._transport:  # the service is another process
+            hold_answer(method, path, status, content)
+        return status, headers, content
+
+    Service.handle, Service.take, Api._sent = watched_handle, watched_take, watched_sent

@@ -405,7 +405,7 @@ def test_bash_completes(typed, offered, tmp_path):
     (function,) = re.findall(r"^complete .*-F (\S+) nanogpt$", (tmp_path / "script").read_text(), re.M)
     quoted = " ".join(f"'{word}'" for word in words)
     code = f'. "$1"; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; {function}; printf "%s\\n" "${{COMPREPLY[@]}}"'
-    done = subprocess.run(["bash", "-c", code, "bash", tmp_path / "script"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", code, "bash", tmp_path / "script"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert offered <= set(done.stdout.split())
 

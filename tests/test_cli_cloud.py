@@ -8,7 +8,7 @@ import sys
 import httpx
 import psutil
 import pytest
-from box import until, why_no_box
+from box import contents, until, why_no_box
 
 from nanogpt_nb.checkpoints import command
 from nanogpt_nb.cli import main
@@ -123,8 +123,7 @@ def test_what_it_costs_is_said_before_it_starts(box):
 def everywhere(home, secrets: dict, allowed=()) -> list[str]:
     "Where a secret stands: files below `home`, and command lines and environments of processes that have it as their HOME."
     found = []
-    for path in (p for p in home.rglob("*") if p.is_file() and not p.is_symlink() and p not in allowed):
-        data = path.read_bytes()
+    for path, data in ((p, data) for p, data in contents(home) if not p.is_symlink() and p not in allowed):
         found += [f"{name} in {path.relative_to(home)}" for name, secret in secrets.items() if secret in data]
     for process in psutil.process_iter():
         try:
@@ -147,11 +146,11 @@ def test_no_secret_is_anywhere_on_the_way(box, place, monkeypatch):
     (project / "text.txt").write_text("To be, or not to be.\n" * 400)
     monkeypatch.setenv("WANDB_MODE", "offline")
     cloud = start_rehearsal()
-    told = httpx.get(f"{cloud.base_url}/instances", headers={"Authorization": f"Bearer {cloud.key}"}).json()["data"]
+    told = httpx.get(f"{cloud.base_url}/instances", headers={"Authorization": f"Bearer {cloud.key}"}, timeout=120).json()["data"]
     tokens = {f"jupyter token {i}": o["jupyter_token"].encode() for i, o in enumerate(told) if o.get("jupyter_token")}
     mine = next(p.with_suffix("") for p in (place / ".ssh").glob("*.pub"))
     service = place / "data" / "rehearsal"
-    there = [p for p in service.rglob("*") if p.is_file() and b"OPENSSH PRIVATE KEY" in p.read_bytes()]  # of the box itself
+    there = [p for p, data in contents(service) if b"OPENSSH PRIVATE KEY" in data]  # of the box itself
     secrets = {"the account's key": cloud.key.encode(), "my private key": middle(mine.read_text()), **{f"host key {p.name}": middle(p.read_text()) for p in there}, **tokens}
     holders = {mine, *there, *(p for p in service.iterdir() if p.is_file() and cloud.key.encode() in p.read_bytes() and p.stat().st_mode & 0o077 == 0)}
     assert tokens and there and len(holders) >= 3

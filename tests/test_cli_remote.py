@@ -117,7 +117,7 @@ def test_a_run_there_and_home_again(gpu, say, tmp_path):
     code, told = say("launch", "--on", "gpu", *tiny, "--max-iters", "100000", "--name", "second")
     assert code == 0 and "nanogpt watch second" in told and "all is there" in told
     second = Run("runs/second")
-    until(lambda: second.metrics(), "rows that came home", 60)
+    until(lambda: second.metrics(), "rows that came home", 240)
     assert say("stop", "second")[0] == 0
     assert second.state == "stopped" and second.checkpoint_folders()
     assert say("pull", "second", "--runs-dir", "runs")[0] == 0

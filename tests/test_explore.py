@@ -77,7 +77,7 @@ def small(preset="cpu", vocab=20, **changes):
     return GPT(NanoGPTConfig.preset(preset).replace(**small | changes), vocab).eval()
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=240):
     "Wait until `condition()`."
     deadline = time.monotonic() + seconds
     while not condition():
@@ -403,7 +403,7 @@ def test_in_a_terminal_it_is_text_and_needs_no_notebook(runs):
     code = "from nanogpt_nb.explore import explore; print(explore('chars')); import sys; print(*sys.modules, file=sys.stderr)"
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=runs.parent, capture_output=True, text=True, encoding="utf-8", env=env, timeout=120
+        [sys.executable, "-c", code], cwd=runs.parent, capture_output=True, text=True, encoding="utf-8", env=env, timeout=300
     )
     assert done.returncode == 0 and done.stdout.startswith("chars: ") and "The next token:" in done.stdout
     assert not {"IPython", "ipywidgets", "matplotlib"} & {m.partition(".")[0] for m in done.stderr.split()}
@@ -551,5 +551,5 @@ def test_without_matplotlib_there_are_words_that_say_what_to_install(play, monke
 def test_the_process_ends_in_peace_while_text_is_written(runs):
     code = "from nanogpt_nb.explore import explore; p = explore('chars'); p._repr_mimebundle_(); p.panel.tokens.value = 2000; p.panel.on_write()"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=runs.parent, capture_output=True, text=True, env=env, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=runs.parent, capture_output=True, text=True, env=env, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")

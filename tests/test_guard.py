@@ -13,6 +13,7 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openapi import odd
 
 from nanogpt_nb.config import ConfigError
 from nanogpt_nb.remote import lease_decide, lease_folder, lease_guard, lease_look, lease_state
@@ -285,14 +286,20 @@ class TestTheWayOfALease:
         assert all("nanogpt cloud extend" in s for s in said)
 
 
+def cut_off(**terms) -> Bench:
+    "A box whose run has ended, that is to be given back, and that cannot be reached."
+    b = Bench(**terms)
+    b.rent()
+    b.world.train("one", 300)
+    b.clock.sleep(300)
+    b.world.reachable = False
+    b.record.note("end", why="asked")
+    return b
+
+
 class TestOutOfReach:
     def test_it_is_kept_for_the_grace_and_then_the_money_wins(self):
-        b = Bench(grace=5)
-        b.rent()
-        b.world.train("one", 300)
-        b.clock.sleep(300)
-        b.world.reachable = False
-        b.record.note("end", why="asked")
+        b = cut_off(grace=5)
         took = b.run()
         assert 300 <= took < 400 and not b.alive() and "could not be reached for 5 minutes" in "".join(b.world.said)
 
@@ -308,12 +315,7 @@ class TestOutOfReach:
         assert b.world.works["one"]["home"] and b.state.phase == "ended"
 
     def test_the_grace_is_counted_in_looks_not_in_hours_asleep(self):
-        b = Bench(budget=50, hours=12, grace=5)
-        b.rent()
-        b.world.train("one", 300)
-        b.clock.sleep(300)
-        b.world.reachable = False
-        b.record.note("end", why="asked")
+        b = cut_off(budget=50, hours=12, grace=5)
         b.run(lambda: b.clock.t > START + 600)
         b.clock.sleep(4 * 3600)  # the laptop's lid
         step(b.record, b.cloud, b.world)
@@ -323,24 +325,15 @@ class TestOutOfReach:
         assert b.world.works["one"]["home"]
 
     def test_no_network_at_all_is_no_word_about_the_box(self):
-        b = Bench(budget=50, hours=12, grace=5)
-        b.rent()
-        b.world.train("one", 300)
-        b.record.note("end", why="asked")
-        b.clock.sleep(300)
-        b.world.reachable, b.service.faults = False, [Fault(".", None, "refused")]
+        b = cut_off(budget=50, hours=12, grace=5)
+        b.service.faults = [Fault(".", None, "refused")]
         b.run(lambda: b.clock.t > START + 4000)
         b.world.reachable, b.service.faults = True, []
         b.run()
         assert b.world.works["one"]["home"]
 
     def test_the_grace_never_goes_past_the_end_of_the_money(self):
-        b = Bench(budget=1, hours=9, grace=600)
-        b.rent()
-        b.world.train("one", 300)
-        b.clock.sleep(300)
-        b.world.reachable = False
-        b.record.note("end", why="asked")
+        b = cut_off(budget=1, hours=9, grace=600)
         b.run()
         assert b.bill() <= 1 and not b.alive()
 
@@ -349,11 +342,11 @@ class TestTheServiceInTrouble:
     def test_terminate_is_asked_for_until_it_takes(self):
         b = Bench()
         b.rent()
-        b.service.faults = [Fault("terminate", 4, "ignored"), Fault("terminate", 3, "before", status=502)]
+        b.service.faults = [Fault("terminate", 4, "keeps"), Fault("terminate", 3, "before", status=502)]
         b.record.note("end", why="asked")
         b.run()
         asked = [line for _, line, _ in b.service.asked if "terminate" in line]
-        assert b.state.phase == "ended" and not b.alive() and len(asked) >= 4
+        assert b.state.phase == "ended" and not b.alive() and len(asked) >= 8
 
     def test_it_is_over_when_the_service_says_so_and_not_before(self):
         b = Bench()
@@ -467,13 +460,14 @@ class TestTheServiceInTrouble:
         b.run()
         assert b.state.phase == "ended" and not b.alive()
 
-    @pytest.mark.parametrize("odd", [None, {}, {"name": ""}])
-    def test_an_instance_without_a_readable_type_is_ours_all_the_same(self, odd, monkeypatch):
+    @odd("answer", "the type of its instances cannot be read")
+    @pytest.mark.parametrize("kind", [None, {}, {"name": ""}])
+    def test_an_instance_without_a_readable_type_is_ours_all_the_same(self, kind, monkeypatch):
         b = Bench()
         b.record.note("asking", name="x", type=TYPE, cents=CENTS)
         b.launch()
         told = b.service.describe
-        monkeypatch.setattr(b.service, "describe", lambda *args, **more: told(*args, **more) | dict(instance_type=odd))
+        monkeypatch.setattr(b.service, "describe", lambda *args, **more: told(*args, **more) | dict(instance_type=kind))
         b.world.alive = False
         b.run()
         assert b.state.phase == "ended" and not b.alive() and gc_step(b.cloud)[0]["type"] == "?"

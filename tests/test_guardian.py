@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from box import Box, Wire, until, why_no_box
+from box import Box, Wire, contents, until, why_no_box
 
 from nanogpt_nb.config import NanoGPTConfig
 from nanogpt_nb.remote import guardian, login, there_guard
@@ -165,7 +165,7 @@ def where_key_shows(pids) -> list[str]:
 
 
 def files_with_key(folder: Path) -> list[str]:
-    return [str(p) for p in folder.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
+    return [str(p) for p, data in contents(folder) if KEY.encode() in data]
 
 
 # The process
@@ -208,7 +208,7 @@ def in_this_process(record, cloud, say=lambda text: None, **more) -> guardian.Gu
 
 def turns(g, what: str, over=lambda: False):
     "Turn after turn, at once, until there are no more or `over`."
-    until(lambda: g.turn() is None or over(), what, 30)
+    until(lambda: g.turn() is None or over(), what)
 
 
 def test_owner_gone_the_guardian_gives_back_through_errors_silence_and_a_broken_network(home, cloud):
@@ -368,7 +368,7 @@ def test_watching_all_starts_a_guardian_for_each_open_lease_and_ends_with_them(h
     until(lambda: is_guarded(record) and pid_of(record) != before, "another guardian")
     assert not is_guarded(over)
     record.note("end", why="asked")
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive() and record.state.phase == "ended"
 
 
@@ -392,28 +392,20 @@ def box(home, monkeypatch):
 def test_what_keeps_a_box(box):
     host = Host("gpu")
     look = lambda: host.call("idle.look")
+    quiet = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    terminal = lambda word: subprocess.Popen(["ssh", "-tt", "-F", str(box.ssh / "config"), "gpu", word], **quiet)
     assert look()["busy"] is None
     with subprocess.Popen(["ssh", "-F", str(box.ssh / "config"), "gpu", "sleep 300"], stdin=subprocess.DEVNULL) as theirs:
-        assert "ssh (sleep" in until(lambda: look()["busy"], "an ssh session")
+        until(lambda: "ssh (sleep" in (look()["busy"] or ""), "an ssh session")
         theirs.kill()
     job = start(host, ["sleep", "300"], name="long")
     until(lambda: "job long is" in (look()["busy"] or ""), "a job")
-    with subprocess.Popen(
-        ["ssh", "-tt", "-F", str(box.ssh / "config"), "gpu", "cat"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as theirs:
+    with terminal("cat") as theirs:
         until(lambda: any("terminal" in w for w in look()["why"]), "somebody at a terminal")
         theirs.kill()
     job.stop(grace=0)
     until(lambda: look()["busy"] is None, "nobody")
-    with subprocess.Popen(
-        ["ssh", "-tt", "-F", str(box.ssh / "config"), "gpu", "sh -i"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as theirs:
+    with terminal("sh -i") as theirs:
         until(lambda: "terminal" in (look()["busy"] or ""), "somebody at a terminal")
         until(lambda: forgotten(box) and look()["busy"] is None, "a terminal that nobody has touched for an hour")
         theirs.stdin.write(b"sleep 300\n")
@@ -425,10 +417,13 @@ def test_what_keeps_a_box(box):
 
 def forgotten(box) -> bool:
     "Make the terminals of a box look as if nobody had touched them for an hour; whether there are some."
-    found = [os.readlink(f"/proc/{p.pid}/fd/0") for p in psutil.process_iter() if box_home(p, box) and p.terminal()]
-    for terminal in found:
-        os.utime(terminal, (time.time() - 3600,) * 2)
-    return bool(found)
+    found = 0
+    for p in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # one that ends meanwhile
+            if box_home(p, box) and p.terminal():
+                os.utime(os.readlink(f"/proc/{p.pid}/fd/0"), (time.time() - 3600,) * 2)
+                found += 1
+    return found > 0
 
 
 def run_there(box, name: str, state: str) -> Run:
@@ -476,12 +471,12 @@ def test_box_that_does_not_answer_holds_nobody_up(box):
     box.wire.black = True
     eye = world.eye(record)
     began = time.monotonic()
-    assert world.runs(record) == [] and time.monotonic() - began < 5
+    assert world.runs(record) == [] and time.monotonic() - began < 30
     box.wire.black, box.wire.refuse = False, True
     box.wire.cut()
-    until(lambda: eye.failed, "a failed look", 60)
+    until(lambda: eye.failed, "a failed look")
     box.wire.refuse = False
-    until(lambda: not eye.failed, "a look", 60)
+    until(lambda: not eye.failed, "a look")
     world.close()
 
 

@@ -27,7 +27,7 @@ TINY = NanoGPTConfig.preset("tiny")
 
 def nanogpt(*words, cwd, **env) -> subprocess.CompletedProcess:
     env = {**os.environ, "COLUMNS": "100", **env}
-    return subprocess.run([NANOGPT, *map(str, words)], cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    return subprocess.run([NANOGPT, *map(str, words)], cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
 
 
 def make(runs_dir, name, losses=(4.0, 3.0, 2.0), state="finished", day=1, text="To be.", about=None, **changes) -> Run:
@@ -460,6 +460,7 @@ def browser():
 def page(browser):
     "An empty page."
     with contextlib.closing(browser.chromium.new_page()) as page:
+        page.set_default_timeout(180_000)  # milliseconds
         yield page
 
 

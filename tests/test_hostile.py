@@ -230,7 +230,7 @@ class TestLab:
         page = Path(p.stdout.readline().strip())
         assert "5ec2" in page.read_text() and "Ctrl-C" in p.stdout.readline() + p.stdout.readline()
         p.send_signal(getattr(signal, sent))
-        out = p.communicate(timeout=20)[0]
+        out = p.communicate(timeout=120)[0]
         assert p.returncode == 0 and "closed" in out and not page.exists()
 
     def test_the_page_goes_by_itself(self, monkeypatch):

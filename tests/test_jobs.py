@@ -381,9 +381,10 @@ def test_a_log_of_a_gigabyte_needs_little_memory(box, host):
 
 def test_one_at_a_time_and_first_come_first_served(own):
     with Host(own.name) as host:
-        every = [start(host, f"echo {i} >> ~/order; sleep 0.1", queue="gpu") for i in range(4)]
+        every = [start(host, f"while [ ! -e ~/go ]; do sleep 0.02; done; echo {i} >> ~/order; sleep 0.1", queue="gpu") for i in range(4)]
         other = start(host, "true", queue="cpu")
         assert other.wait()["state"] == "finished" and every[-1].state == "queued"
+        (own.home / "go").touch()
         times = [(s["started"], s["ended"]) for s in (one.wait() for one in every)]
         assert all(a[1] <= b[0] for a, b in zip(times, times[1:], strict=False))
         assert (own.home / "order").read_text().split() == list("0123")

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from box import Box, until, why_no_box
+from box import Box, argv, until, why_no_box
 
 from nanogpt_nb.config import ConfigError
 from nanogpt_nb.remote.agent import HostError
@@ -439,7 +439,7 @@ def test_a_network_that_swallows_everything_is_found_and_the_push_arrives(box, p
         until(lambda: not line.is_active(), "the connection to be given up")
         box.wire.black = False
         box.wire.cut()
-        thread.join(60)
+        thread.join(180)
         box.wire.rate = None
         assert not thread.is_alive() and tree(there(box, project)) == tree(project) and nothing_aside(there(box, project))
 
@@ -467,7 +467,7 @@ def test_a_killed_push_leaves_the_last_good_copy_and_the_next_one_finishes(box, 
     assert tree(there(box, project), before) == before
     box.wire.rate = None
     (project / "passing.py").unlink()
-    until(lambda: not any(b"--server" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in box.processes()), "the rsync there to end")
+    until(lambda: not any(b"--server" in argv(pid) for pid in box.processes()), "the rsync there to end")
     push(project, host, quiet=True)
     assert tree(there(box, project)) == tree(project) and nothing_aside(there(box, project))
 

@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from box import USER, Box, free_port, until, why_no_box
+from box import USER, Box, argv, contents, free_port, until, why_no_box
 
 from nanogpt_nb.config import ConfigError
 from nanogpt_nb.remote.agent import HostError
@@ -136,7 +136,7 @@ def test_many_connections_at_once_do_not_mix(host):
     with Server(echo) as there, forward(host, there.port) as tunnel:
         threads = [threading.Thread(target=ask, args=(i, tunnel.port)) for i in range(40)]
         [t.start() for t in threads]
-        [t.join(30) for t in threads]
+        [t.join(180) for t in threads]
         assert answers == dict.fromkeys(range(40), True)
         until(lambda: not tunnel.open, "the tunnel to forget what has ended")
 
@@ -214,7 +214,7 @@ def test_a_reader_that_goes_away_ends_the_connection_there(host):
         assert s.recv(1) == b"x"
         s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         s.close()
-        assert ended.wait(30)
+        assert ended.wait(120)
 
 
 def get(tunnel) -> bytes:
@@ -263,7 +263,7 @@ def test_who_connects_while_the_box_is_away_waits_for_it(box, host, page):
         asking.start()
         until(lambda: box.wire.connections > before + 1, "two attempts to connect")
         box.start()
-        asking.join(60)
+        asking.join(180)
         assert answers == [b"loss 1.48"]
 
 
@@ -406,7 +406,7 @@ def test_on_a_terminal_the_live_table_is_drawn_in_place_until_ctrl_c(host, smi):
         until(lambda: shows(b"12 %"), "the next one")
         p.send_signal(signal.SIGINT)
         until(lambda: shows(b"\x1b[?25h"), "the cursor")
-        ended = p.wait(30)
+        ended = p.wait(120)
         assert ended == 0, seen[-4000:].decode(errors="replace") + rest(near)
     finally:
         p.kill()
@@ -420,7 +420,7 @@ def test_live_into_a_pipe_is_one_table_after_another_until_nobody_reads(host, sm
     lines = [p.stdout.readline() for _ in range(8)]
     p.stdout.close()
     assert lines[0] == lines[4] and "NVIDIA H100" in lines[0] and "87 %" in lines[2]
-    assert p.wait(30) == 0 and p.stderr.read() == ""
+    assert p.wait(120) == 0 and p.stderr.read() == ""
     p.stderr.close()
 
 
@@ -486,7 +486,7 @@ def test_jupyterlab_from_start_to_stop(box, labbed, there):
     assert made.token not in repr(made) + made._repr_html_()
     lists = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if readable(p)]
     assert len(lists) > 5 and not [words for words in lists if made.token.encode() in words]
-    holding = [p for p in box.home.rglob("*") if p.is_file() and made.token.encode() in p.read_bytes()]
+    holding = [p for p, data in contents(box.home) if made.token.encode() in data]
     assert holding and [p for p in holding if p.stat().st_mode & 0o077 or ".nanogpt_nb" in p.parts] == []
 
     # a kernel goes on over a connection that breaks
@@ -522,7 +522,7 @@ def together(n: int, f) -> list:
 
     threads = [threading.Thread(target=go) for _ in range(n)]
     [t.start() for t in threads]
-    [t.join(120) for t in threads]
+    [t.join(300) for t in threads]
     assert [e for e in found if isinstance(e, Exception)] == [] and len(found) == n
     return found
 
@@ -535,11 +535,7 @@ def readable(path) -> bool:
 
 
 def kernels(box) -> list[int]:
-    return [
-        pid
-        for pid in box.processes()
-        if readable(Path(f"/proc/{pid}/cmdline")) and b"ipykernel" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    return [pid for pid in box.processes() if b"ipykernel" in argv(pid)]
 
 
 def test_a_jupyterlab_that_does_not_start_says_why(labbed, there, tmp_path):
@@ -658,7 +654,7 @@ def test_the_command_line_shows_the_link_and_lets_go_at_ctrl_c(box, quick, there
     made = lab(host, path="nanogpt/lecture", open_browser=False)
     assert made.url in "".join(shown)
     made.tunnel.close()
-    serving.join(30)
+    serving.join(120)
     assert done == [0] and "nanogpt lab --on gpu --stop" in capsys.readouterr().out
     assert lab_from_args(argparse.Namespace(on=box.name, path=None, stop=True, browser=False)) == 0
     assert f"JupyterLab in {there} has ended" in capsys.readouterr().out

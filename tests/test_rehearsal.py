@@ -1,11 +1,11 @@
 "The rehearsal: a service that speaks Lambda's API, and machines that are sshds of this machine."
 
 import base64
+import contextlib
 import http.server
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import stat
@@ -17,10 +17,10 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from box import free_port, make_key, until, why_no_box
+from box import free_port, make_key, remove, until, why_no_box
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openapi import check_answer, check_request
+from openapi import odd
 
 from nanogpt_nb.config import ConfigError
 from nanogpt_nb.remote import rehearsal, rehearsal_boxes
@@ -54,7 +54,7 @@ class Clock:
 
 
 class Asked:
-    "Asks a service of its own, and has every answer checked."
+    "Asks a service of its own."
 
     def __init__(self, **o):
         self.clock = Clock()
@@ -63,16 +63,12 @@ class Asked:
 
     def __call__(self, method, path, o=None, good=False):
         "Status and answer; with `good`, the request is to be as the description says."
-        if good:
-            check_request(method, path, o)
-        status, headers, content = self.service.handle(
-            method, "/api/v1" + path, {"Authorization": "Bearer rehearsal"}, b"" if o is None else json.dumps(o)
-        )
+        with contextlib.nullcontext() if good else odd("request", "the service is to refuse it"):
+            status, headers, content = self.service.handle(
+                method, "/api/v1" + path, {"Authorization": "Bearer rehearsal"}, b"" if o is None else json.dumps(o)
+            )
         assert "Date" in headers
-        answer = json.loads(content)
-        if status in (200, 400, 401, 403, 404, 409):
-            check_answer(method, path, status, answer)
-        return status, answer
+        return status, json.loads(content)
 
     def launch(self, **o):
         return self("POST", LAUNCH, WISH | o, good=True)[1]["data"]["instance_ids"][0]
@@ -373,7 +369,7 @@ class Laptop:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=60,
+            timeout=240,
         )
 
 
@@ -400,10 +396,11 @@ def boxes(tmp_path):
 
 @needs_box
 def test_a_box_shows_another_key_first_and_then_the_one_it_was_given(boxes, tmp_path):
-    laptop = Laptop(tmp_path / "laptop")
+    laptop, boxes.swap = Laptop(tmp_path / "laptop"), 600.0
     laptop.pin(boxes.boot(machine("1", laptop))["ssh_port"])
-    first = laptop.ssh("true")
-    assert first.returncode == 255 and "REMOTE HOST IDENTIFICATION HAS CHANGED" in first.stderr
+    first, timer = laptop.ssh("true"), boxes.up["1" * 32]["timer"]
+    assert first.returncode == 255 and "REMOTE HOST IDENTIFICATION HAS CHANGED" in first.stderr and timer.is_alive()
+    timer.function(*timer.args)  # it is time
     said = until(
         lambda: (done := laptop.ssh("pwd; echo $NANOGPT_NB_REHEARSAL; command -v python; env")).returncode == 0 and done.stdout,
         "the pinned key",
@@ -458,13 +455,13 @@ def test_a_taken_port_ends_no_box(boxes, tmp_path, monkeypatch):
     assert port != gone and greets(port)
     up["process"].kill()
     up["process"].wait()
+    refused = lambda: (boxes.box("1" * 32) / "sshd.log").read_text().count("Cannot bind any address")
     with socket.create_server(("127.0.0.1", port)) as taken:
-        late = threading.Timer(0.5, taken.close)
+        late = threading.Thread(target=lambda: (until(lambda: refused() >= 2, "a second refusal"), taken.close()))
         late.start()
         boxes.start("1" * 32, "first_key")
+        late.join()
     assert greets(port) and up["process"].poll() is None and up["port"] == port
-    text = (boxes.box("1" * 32) / "sshd.log").read_text()
-    assert text.count("Cannot bind any address") >= 2
 
 
 # The process
@@ -517,7 +514,7 @@ def test_killed_it_leaves_a_box_that_the_next_one_ends(data, tmp_path):
 
 @needs_box
 def test_idle_it_ends_by_itself_and_its_key_is_nowhere_but_in_its_file(data):
-    cloud = rehearsal.start_rehearsal(idle=1.0, control="open sesame")
+    cloud = rehearsal.start_rehearsal(idle=5.0, control="open sesame")
     pid = json.loads((data / "service.json").read_text())["pid"]
     process = psutil.Process(pid)
     seen = " ".join(process.cmdline()) + repr(process.environ())
@@ -535,23 +532,21 @@ def test_faults_are_set_only_with_the_word_it_was_started_with(data):
         dict(faults=[dict(match="GET /regions", times=1, kind="before", status=503)], ahead=7200),
     )
     before = cloud.time()
-    refused = httpx.post(url, json=o, headers={"X-Control": "guessed", "Authorization": f"Bearer {cloud.key}"}, trust_env=False)
-    done = httpx.post(url, json=o, headers={"X-Control": "open sesame"}, trust_env=False)
+    refused = httpx.post(url, json=o, headers={"X-Control": "guessed", "Authorization": f"Bearer {cloud.key}"}, trust_env=False, timeout=120)
+    done = httpx.post(url, json=o, headers={"X-Control": "open sesame"}, trust_env=False, timeout=120)
     assert (refused.status_code, done.status_code, done.json()["waiting"]) == (404, 200, ["before"])
     assert [r.name for r in cloud.regions()] and cloud.time() - before >= 7000
-    assert httpx.post(url, json={}, headers={"X-Control": "open sesame"}, trust_env=False).json()["waiting"] == []
+    assert httpx.post(url, json={}, headers={"X-Control": "open sesame"}, trust_env=False, timeout=120).json()["waiting"] == []
 
 
 @needs_box
 def test_two_that_begin_at_once_get_one(data):
     code = "from nanogpt_nb.remote.rehearsal import start_rehearsal; print(start_rehearsal().base_url)"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    urls = {p.communicate(timeout=60)[0].strip() for p in both}
+    urls = {p.communicate(timeout=240)[0].strip() for p in both}
     assert len(urls) == 1 and urls == {rehearsal.start_rehearsal().base_url}
-    running = [
-        p for p in psutil.process_iter() if str(data) in " ".join(_cmdline(p)) and "nanogpt_nb.remote.rehearsal" in " ".join(_cmdline(p))
-    ]
-    assert len(running) == 1
+    ours = lambda p: str(data) in " ".join(_cmdline(p)) and "nanogpt_nb.remote.rehearsal" in " ".join(_cmdline(p))
+    until(lambda: len([p for p in psutil.process_iter() if ours(p)]) == 1, "one alone")
 
 
 def _cmdline(process):
@@ -630,7 +625,7 @@ def test_a_page_in_a_browser_is_turned_away(data):
     cloud = rehearsal.start_rehearsal()
     good = {"Authorization": f"Bearer {cloud.key}"}
     for more, status in (({}, 200), ({"Host": "evil.example"}, 403), ({"Origin": "http://evil.example"}, 403)):
-        assert httpx.get(f"{cloud.base_url}/instances", headers=good | more, trust_env=False).status_code == status
+        assert httpx.get(f"{cloud.base_url}/instances", headers=good | more, trust_env=False, timeout=120).status_code == status
 
 
 def test_a_folder_that_sshd_cannot_read_is_refused_at_once(monkeypatch, tmp_path):
@@ -653,6 +648,6 @@ def test_it_ends_with_its_folder(data, tmp_path):
     cloud = rehearsal.start_rehearsal(boot=0.1)
     port = cloud.instance(launched(cloud, Laptop(tmp_path / "mine"))).more["ssh_port"]
     pid = json.loads((data / "service.json").read_text())["pid"]
-    shutil.rmtree(data)
+    remove(data)
     until(lambda: not psutil.pid_exists(pid), "its end")
     assert not greets(port)

@@ -63,7 +63,7 @@ def test_many_begin_in_the_same_second(runs_dir):
     names = context.Queue()
     processes = [context.Process(target=create, args=(runs_dir, names)) for _ in range(8)]
     [p.start() for p in processes]
-    found = {names.get(timeout=60) for _ in processes}
+    found = {names.get(timeout=240) for _ in processes}
     [p.join() for p in processes]
     assert len(found) == 8 and {r.name for r in list_runs(runs_dir)} == found
 

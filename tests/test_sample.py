@@ -130,7 +130,7 @@ def test_a_tokenizer_that_does_not_fit(home):
 
 def nanogpt(*words, home, **kwargs):
     command = [Path(sys.executable).parent / "nanogpt", *words]
-    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}, **kwargs)
+    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, **kwargs)
 
 
 def test_the_command_takes_its_prompt_from_anywhere(home):

@@ -159,7 +159,7 @@ def start(*words, cwd) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", CODE, *words], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def wait_for(what, process, seconds=120):
+def wait_for(what, process, seconds=300):
     "Wait until `what()` is true, while the process goes on."
     until = time.monotonic() + seconds
     while not what():
@@ -175,7 +175,7 @@ def test_a_signal_stops_trial_and_sweep_and_the_same_command_goes_on(tmp_path):
         process = start(*ENDLESS, cwd=tmp_path)
         wait_for(lambda: run.path.exists() and len(run.estimates()) > steps + 1, process)  # noqa: B023
         process.send_signal(number)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=300)
         assert process.returncode == code, said
         assert "the same command goes on" in said and "1 stopped" in said
         assert run.state == "stopped" and run.checkpoint()
@@ -448,20 +448,20 @@ def test_in_a_notebook_one_line_changes_and_an_interrupt_stops_gracefully(tmp_pa
         told = []
         hear = lambda m: told.append((m["header"]["msg_type"], m["content"]))
         code = f"from nanogpt_nb.config import NanoGPTConfig\nfrom nanogpt_nb.sweep import sweep\nbase = NanoGPTConfig.preset('tiny').replace(max_iters=8, data={TEXT!r})\n"
-        client.execute_interactive(code + "sweep({'n_layer': [1, 2]}, base, method='grid', name='short')", output_hook=hear, timeout=120)
+        client.execute_interactive(code + "sweep({'n_layer': [1, 2]}, base, method='grid', name='short')", output_hook=hear, timeout=300)
         assert [k for k, _ in told if k not in ("status", "execute_input", "update_display_data")] == ["display_data", "execute_result"]
         last = [c["data"]["text/plain"] for k, c in told if k == "update_display_data"][-1]
         assert "2 finished" in last and "<table>" in told[-2][1]["data"]["text/html"]
 
         client.execute("found = sweep({'n_layer': [1, 2]}, base.replace(max_iters=10**6, eval_interval=20, eval_iters=1), name='long')")
         run = Run(tmp_path / "runs" / "long-000")
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not (run.path.exists() and len(run.estimates()) > 1):
             assert time.monotonic() < until
             time.sleep(0.02)
         manager.interrupt_kernel()
         told.clear()
-        client.execute_interactive("[r['state'] for r in found.rows()]", output_hook=hear, timeout=120)
+        client.execute_interactive("[r['state'] for r in found.rows()]", output_hook=hear, timeout=300)
         assert [c["data"]["text/plain"] for k, c in told if k == "execute_result"] == ["['stopped']"]
         assert run.state == "stopped" and run.checkpoint()
     finally:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -25,7 +25,7 @@ from nanogpt_nb.sync import SyncError, figures, import_offline, records, sync, u
 from nanogpt_nb.track import BUSY, Tracker, api_key, later, start_follower, start_tracking, tracking_mode
 from nanogpt_nb.train import agree
 
-DEADLINE = 60.0
+DEADLINE = 240.0  # a follower is nice to others: on a busy machine it gets little
 TRANSMIT = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1", "WANDB__STATS_SAMPLING_INTERVAL": "1"}
 RETRY = {f"WANDB__{what}_RETRY_WAIT_{end}_SECONDS": "1" for what in ("FILE_STREAM", "GRAPHQL", "FILE_TRANSFER") for end in ("MIN", "MAX")}
 
@@ -37,7 +37,7 @@ def nobody(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     for name, value in {**TRANSMIT, **RETRY, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "NETRC": str(tmp_path / ".netrc")}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(track, "PATIENCE", 20)
+    monkeypatch.setattr(track, "PATIENCE", 120)
     before = list(track._STARTED)
     yield
     for process in track._STARTED:
@@ -278,6 +278,13 @@ def test_a_run_online_is_all_there(server, make):
     assert sync(run)[0]["state"] == "there" and unsent(run.path.parent) == []
 
 
+def words_of(process: psutil.Process) -> str:
+    "The command line of a process; nothing where it has ended."
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
 def leaks(folder: Path) -> list[Path]:
     return [p for p in folder.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
 
@@ -289,8 +296,8 @@ def test_the_key_goes_nowhere_but_to_the_server(server, make):
         run.save_checkpoint("last", lambda path: (path / "model.safetensors").write_bytes(b"weights"), step=20)
         server.wait(lambda: lines(server, run) == 5)
         family = [psutil.Process(tracker.process.pid), *psutil.Process(tracker.process.pid).children(recursive=True)]
-        assert any("wandb-core" in " ".join(p.cmdline()) for p in family)
-        assert [p.cmdline() for p in family if KEY in " ".join(p.cmdline())] == []
+        told = [words_of(p) for p in family]
+        assert any("wandb-core" in words for words in told) and not any(KEY in words for words in told)
     assert over(tracker) == 0
     assert leaks(run.path) == [] and (run.path / "wandb" / "follower.log").exists()
     assert [r[:2] for r in server.requests if KEY in r[1] or KEY in str(r[2]) or KEY.encode() in r[3]] == []

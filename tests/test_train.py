@@ -174,7 +174,7 @@ def start(*words, cwd, **kwargs) -> subprocess.Popen:
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
 
 
-def wait_for(what, process, seconds=120):
+def wait_for(what, process, seconds=300):
     "Wait until `what` is true of a process that goes on."
     until = time.monotonic() + seconds
     while not what():
@@ -193,7 +193,7 @@ def test_a_signal_stops_the_command_with_a_checkpoint(number, code, tmp_path):
     process = start(*ENDLESS, cwd=tmp_path)
     wait_for(lambda: len(run.estimates()) >= 2, process)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=240)
     assert process.returncode == code, said
     assert run.state == "stopped" and run.status["step"] == torch.load(run.checkpoint() / "trainer.pt", weights_only=True)["step"]
     assert "train --resume run" in said and "Traceback" not in said
@@ -235,7 +235,7 @@ def test_a_terminal_shows_a_bar_and_a_table(tmp_path):
     with contextlib.suppress(OSError):  # the terminal is gone when the process is
         while more := os.read(ours, 4096):
             said += more
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=240) == 130
     text = said.decode()
     assert "step  train loss  val loss" in text and "tokens/s" in text and "/1000000" in text
     assert "Stopping after this step" in text and "Traceback" not in text
@@ -257,14 +257,14 @@ def test_a_terminal_that_goes_away_costs_nothing(tmp_path):
     there = len(run.estimates())
     wait_for(lambda: len(run.estimates()) >= there + 2, process)
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
+    process.wait(timeout=240)
     assert run.state == "stopped" and "error" not in run.status
 
 
 @pytest.mark.parametrize("where", [">/dev/full", "2>/dev/full", ">&-", ">&- 2>&-", "| head -1"])
 def test_an_output_that_cannot_be_written_costs_no_run(where, tmp_path):
     words = f"{sys.executable} -m nanogpt_nb.train --preset tiny --max-iters 20 --eval-interval 10 --name a {where}"
-    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert "Traceback" not in done.stderr, done.stderr
     run = Run(tmp_path / "runs" / "a")
     assert run.state == "finished" and len(run.estimates()) == 3
@@ -275,7 +275,7 @@ def test_a_run_folder_that_goes_away_is_said(tmp_path):
     process = start(*ENDLESS, cwd=tmp_path)
     wait_for(lambda: len(run.estimates()) >= 2, process)
     run.path.rename(tmp_path / "runs" / "elsewhere")
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=240)
     assert process.returncode == 2 and "moved or deleted" in said and "Traceback" not in said, said
     assert train(TINY_ENDLESS.replace(max_iters=Run(tmp_path / "runs" / "elsewhere").estimates()[-1]["step"] + 50),
                  resume=tmp_path / "runs" / "elsewhere", quiet=True).state == "finished"  # fmt: skip
@@ -343,7 +343,7 @@ def test_killed_for_real_and_resumed_from_the_command_line(tmp_path):
     process.wait()
     assert run.state == "killed"
     again = start("--resume", "run", "--max-iters", str(run.estimates()[-1]["step"] + 60), cwd=tmp_path)
-    said, _ = again.communicate(timeout=120)
+    said, _ = again.communicate(timeout=240)
     assert again.returncode == 0, said
     assert run.state == "finished" and "going on from step" in said
     steps = [r["step"] for r in run.estimates()]
@@ -358,7 +358,7 @@ def test_the_second_trainer_of_a_run_is_refused(tmp_path):
         with pytest.raises(RunError, match=f"being trained by process {process.pid}"):
             train(resume=run, quiet=True)
         other = start("--resume", "run", cwd=tmp_path)
-        said, _ = other.communicate(timeout=60)
+        said, _ = other.communicate(timeout=240)
         assert other.returncode == 2 and "being trained" in said and "Traceback" not in said
         assert run.state == "running"
     finally:
@@ -525,7 +525,7 @@ def test_a_file_that_may_not_grow_keeps_the_last_checkpoint(tmp_path):
     size = (run.checkpoint() / "trainer.pt").stat().st_size
     words = [sys.executable, "-m", "nanogpt_nb.train", "--resume", "a", "--runs-dir", ".", "--max-iters", "20"]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))  # noqa: E731
-    done = subprocess.run(words, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "cannot be written" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert torch.load(run.checkpoint() / "trainer.pt", weights_only=True)["step"] == 3
     assert train(BIG.replace(max_iters=5), resume=run, quiet=True).state == "finished"
@@ -600,13 +600,13 @@ def test_script_notebook_command_and_module_give_the_same_numbers(tmp_path):
         [Path(sys.executable).parent / "nanogpt", "train", *flags, "command"],
     ]
     for command in commands:
-        subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=300)
 
     import nbformat
     from nbclient import NotebookClient
 
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import torch; torch.set_num_threads(1)\n" + code.format(name="notebook"))])
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=600, startup_timeout=240, iopub_timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     runs = [Run(tmp_path / "runs" / name) for name in ("script", "module", "command", "notebook")]
     assert all(numbers(run) == numbers(runs[0]) and weights(run) == weights(runs[0]) for run in runs)
@@ -693,7 +693,7 @@ def test_a_run_made_for_another_process_is_trained_there(runs_dir, tmp_path):
     run = Run.create(config, "made", runs_dir, state="starting", group="family")
     assert run.state == "starting"
     process = start("--resume", "made", cwd=tmp_path)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert run.state == "finished" and run.about["corpus"]["name"] and run.about["group"] == "family"
     assert Path(run.config.data[0]).is_absolute()
@@ -702,7 +702,7 @@ def test_a_run_made_for_another_process_is_trained_there(runs_dir, tmp_path):
 def test_a_run_made_for_another_process_that_cannot_begin_says_why(runs_dir, tmp_path):
     run = Run.create(TINY.replace(data=("missing.txt",)), "made", runs_dir, state="starting")
     process = start("--resume", "made", cwd=tmp_path)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=240)
     assert process.returncode and "missing.txt" in said and "Traceback" not in said
     assert run.state == "failed" and "missing.txt" in run.status["error"]
 

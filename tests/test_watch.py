@@ -30,7 +30,7 @@ from nanogpt_nb.watch import Ration, watch, watch_lines
 CONFIG = NanoGPTConfig.preset("tiny").replace(max_iters=100, eval_interval=10)
 
 
-def until(ask, what, seconds=60):
+def until(ask, what, seconds=240):
     end = time.monotonic() + seconds
     while not (answer := ask()):
         assert time.monotonic() < end, f"not {what} in {seconds} s"
@@ -352,7 +352,7 @@ def test_in_a_pipe_each_estimate_is_one_line_and_it_ends_with_the_run(run):
         run.forget_after(10)
         write(run, *range(11, 41))
         run.set_status("finished", step=40)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=240)
     assert [line.split(":")[0] for line in rest.splitlines()][:2] == ["step    40", "a"]
     assert process.returncode == 0 and "finished" in rest
 
@@ -439,7 +439,7 @@ class Kernel:
 
     def __init__(self, folder):
         self.notebook = nbformat.v4.new_notebook()
-        self.client = NotebookClient(self.notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+        self.client = NotebookClient(self.notebook, timeout=600, startup_timeout=240, iopub_timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
 
     def __enter__(self):
         self.stack = contextlib.ExitStack()
@@ -495,7 +495,7 @@ def test_a_cell_that_watches_is_over_at_once_and_shows_the_end_when_it_comes(ker
         write(run, *range(11, 41))
         run.log("finished at step 40 of 100")
         run.set_status("finished", step=40, seconds=20.0)
-    assert kernel.run("v.wait(60)")[0]["data"]["text/plain"] == "True"
+    assert kernel.run("v.wait(240)")[0]["data"]["text/plain"] == "True"
     assert mimes(outputs) == PLAIN and len(json.dumps(outputs)) < 60_000
     assert "finished" in words(outputs) and "40 of 100" in words(outputs)
     assert kernel.run("Watching.live")[0]["data"]["text/plain"] == "{}"
@@ -509,7 +509,7 @@ def test_watching_twice_leaves_one_thread_and_the_older_view_as_it_stands(kernel
         assert kernel.run("v1.thread.is_alive(), v2.thread.is_alive()")[0]["data"]["text/plain"] == "(False, True)"
         assert mimes(first) == PLAIN and len(second) == 3
         run.set_status("stopped", step=10)
-    kernel.run("v2.wait(60)")
+    kernel.run("v2.wait(240)")
     assert "running" in words(first) and "stopped" in words(second)
 
 
@@ -518,11 +518,11 @@ def test_a_run_whose_folder_is_gone_does_not_end_the_thread(kernel, run):
     with run.lock():
         outputs = kernel.run(f"v = watch({str(run.path)!r}, every=0.05)")
         aside = run.path.rename(run.path.with_name("aside"))
-        kernel.run("import time\nend = time.time() + 60\nwhile not v.view.missing and time.time() < end: time.sleep(0.02)")
+        kernel.run("import time\nend = time.time() + 240\nwhile not v.view.missing and time.time() < end: time.sleep(0.02)")
         assert kernel.run("v.view.missing, v.thread.is_alive()")[0]["data"]["text/plain"] == "(True, True)"
         aside.rename(run.path)
         run.set_status("finished", step=10)
-    kernel.run("v.wait(60)")
+    kernel.run("v.wait(240)")
     assert "finished" in words(outputs)
 
 
@@ -573,7 +573,7 @@ def broken(self, view, scale=1):
     if {when}: raise {error}("no ink")
     return png(self, view, scale)
 def wait(row):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while len(count) < {looks}: assert time.monotonic() < end; time.sleep(0.01)
 ration, w.Ration = w.Ration, lambda share, first, later: ration(1, 0, 0)
 Picture.png = broken

@@ -15,6 +15,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
+from box import free_port
+
 KEY = "local-" + hashlib.sha1(b"a key for tests").hexdigest()
 ENTITY = "reader"
 STREAMS = {"wandb-history.jsonl": "history", "wandb-events.jsonl": "events", "wandb-summary.json": "summary_lines", "output.log": "output"}
@@ -92,7 +94,7 @@ class WandbServer:
         "Listen; after `stop`, at the same port with what was kept."
         handler = type("Bound", (Handler,), {"server_": self})
         self.released.clear()
-        self.http = Listener(("127.0.0.1", self.port), handler)
+        self.http = Listener(("127.0.0.1", self.port or free_port()), handler)
         self.port = self.http.server_address[1]
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         return self
@@ -111,7 +113,7 @@ class WandbServer:
         with self.lock:
             return next((r for r in self.runs.values() if r.id == id), None)
 
-    def wait(self, what, seconds: float = 30.0):
+    def wait(self, what, seconds: float = 240.0):
         "Poll until `what()` is true and return it; fail after `seconds`."
         until = time.monotonic() + seconds
         while not (got := what()):

@@ -67,7 +67,7 @@ def open(self:Lease, kept:bool=True) -> Lease: # kept: it stays when its runs ar
         if found is None: self._begin(kept)
     return self._rent() if found is None else self._again(found)
 
-# %% ../../nbs/25h_lease.ipynb #f91905f3
+# %% ../../nbs/25h_lease.ipynb #6ba017c3
 @patch
 def _begin(self:Lease, kept:bool):
     "The folder of a new lease, with a guardian."
@@ -77,7 +77,7 @@ def _begin(self:Lease, kept:bool):
     self.terms = replace(self.terms, alias=alias, base_url=REHEARSAL if getattr(self.cloud, "is_rehearsal", False) else self.cloud.base_url, owner=this_process())
     self.record = Record.create(self.terms, clock=self.cloud.time)
     try: self._guardian()
-    except BaseException: self.record.note("end", why="its guardian did not start"); self.record.note("ended"); raise
+    except BaseException as e: self.record.note("end", why="its guardian did not start" if isinstance(e, Exception) else "stopped before anything was rented"); self.record.note("ended"); raise
 
 # %% ../../nbs/25h_lease.ipynb #e579684e
 @patch

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Record', 'account_of', 'records']
 
-# %% ../../nbs/25b_lease_folder.ipynb #38e66c1d
+# %% ../../nbs/25b_lease_folder.ipynb #1d448431
 import contextlib, hashlib, json, math, os, re, threading, time
 from pathlib import Path
 from ..config import ConfigError, patch, sync_folder, write_whole
 from .agent import HostError
 from .lease_state import _ID, State, fold, new_lease_id
-from .money import LEAST, Terms, data_dir, dollars
+from .money import LEAST, Terms, data_dir, dollars, span
 from ..runs import _try_lock
 
 # %% ../../nbs/25b_lease_folder.ipynb #e1176b53
@@ -92,11 +92,11 @@ def _may_ask(record, now, cents):
     if s.phase in ("returning", "ended"): raise HostError(f"The lease {record.id} is over ({s.reason or 'asked'}), so nothing more is rented on it; begin another one.")
     if s.began is not None and s.room(now, cents) < LEAST * 60: raise HostError(f"What is left of the lease {record.id} does not pay for another box ({dollars(s.spent(now))} of {dollars(s.budget)} may be spent); begin another one, or extend it: nanogpt cloud extend {record.name} --budget 5 --hours 1.")
 
-# %% ../../nbs/25b_lease_folder.ipynb #c85d92a0
+# %% ../../nbs/25b_lease_folder.ipynb #42b658ee
 def _may_run(record, now):
     s = record.state
     if s.phase in ("returning", "ended"): raise HostError(f"The lease {record.id} is over ({s.reason or 'asked'}), so no run begins on it; begin another one.")
-    if s.stop_at is not None and now >= s.stop_at: raise HostError(f"What is left of the lease {record.id} ({max(0, s.until - now) / 60:.0f} minutes) is kept for bringing results home, so no run begins on it; extend it: nanogpt cloud extend {record.name} --budget 5 --hours 1.")
+    if s.stop_at is not None and now >= s.stop_at: raise HostError(f"What is left of the lease {record.id} ({span(max(0, s.until - now))}) is kept for bringing results home, so no run begins on it; extend it: nanogpt cloud extend {record.name} --budget 5 --hours 1.")
 
 # %% ../../nbs/25b_lease_folder.ipynb #d78d3020
 def _last(fd:int, size:int) -> bytes:

@@ -73,7 +73,7 @@ def kind(status:int, code:str) -> tuple[type, str]:
     if status < 400: return CloudError, "see that the address of the service ($LAMBDA_API_URL) is right"
     return _CODES.get(code) or _STATUSES.get(status) or (BadRequest, "check what was asked for")
 
-# %% ../../nbs/24_refusals.ipynb #438e99e2
+# %% ../../nbs/24_refusals.ipynb #1cf3d7cd
 def refusal(where:str, # the service, in words
             doing:str, # what was asked of it
             status:int, body, # of the answer, as JSON
@@ -83,7 +83,7 @@ def refusal(where:str, # the service, in words
     told = told if isinstance(told, dict) else {}
     code, message, suggestion, request_id = (one_line(told.get(k) or "") for k in "code message suggestion request_id".split())
     cls, todo = kind(status, code)
-    why = (message or f"the answer is HTTP {status}, without a word of why").rstrip(" .").replace(". ", "; ")
+    why = (message or "the answer does not say why").rstrip(" .").replace(". ", "; ")
     marks = ", ".join(filter(None, [code or f"HTTP {status}", request_id and f"request {request_id}"]))
     advice = "; ".join(filter(None, [suggestion.rstrip(" .").replace(". ", "; "), todo]))
     return cls(f"{where} says no to {doing}: {why} ({marks}); {advice}.", code, status, suggestion, request_id, retry_after)

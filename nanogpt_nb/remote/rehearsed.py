@@ -75,14 +75,16 @@ def route(self:Service, method:str, path:str, o:dict):
     if not found: raise unknown("Specified instance does not exist.")
     return found
 
-# %% ../../nbs/26a_rehearsed.ipynb #8efae0eb
+# %% ../../nbs/26a_rehearsed.ipynb #81c61538
+_SAYS = {401: ("global/invalid-api-key", "API key was invalid, expired, or deleted."), 403: ("global/account-inactive", "Your account is inactive."), 404: ("global/not-found", "The requested resource was not found.")} # other than 500
+
 @patch
 def before(self:Service, line:str):
     "The faults on the way in."
     if self.take(line, "refused"): raise NoAnswer("refused")
     if f := self.take(line, "timeout_before", "dropped_before"): raise NoAnswer(f.kind.removesuffix("_before"))
     if f := self.take(line, "429"): raise Refusal(429, "global/too-many-requests", "Too many requests.", headers={"Retry-After": f.retry_after} if f.retry_after is not None else {})
-    if f := self.take(line, "before"): raise Refusal(f.status, "global/internal-error", "An internal server error occurred.", "Try again later. Contact Support if the problem persists.")
+    if f := self.take(line, "before"): raise Refusal(f.status, *_SAYS.get(f.status, ("global/internal-error", "An internal server error occurred.")), "Try again later. Contact Support if the problem persists.")
 
 # %% ../../nbs/26a_rehearsed.ipynb #c767a5ee
 @patch
