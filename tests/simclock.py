@@ -176,9 +176,10 @@ class Process:
                 sys.settrace(None)
                 frame.f_trace = None
                 self.sim.say(f"{self.name} stands still at {frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno} for {seconds:.0f} s")
-                for other in (self, *self.with_it): other.stood.append((self.sim.t, self.sim.t + seconds))  # all its threads
-                for other in self.with_it: other.frozen = self.sim.t + seconds + 0.001
-                self.sim.stand(seconds)
+                until = self.machine.asleep.end(self.sim.t + seconds)  # in true time: the world does not wait
+                for other in (self, *self.with_it): other.stood.append((self.sim.t, until))  # all its threads
+                for other in self.with_it: other.frozen = until + 0.001  # what this one holds, it holds until then
+                self.sim.stand(until)
             elif self.lines_left <= 0:
                 self.sim.say(f"{self.name} killed at {frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}")
                 self.kill()
@@ -231,10 +232,9 @@ class Sim:
         if p is None: raise AssertionError("only a process can pause")
         self._until(p, p.machine.after(seconds))
 
-    def stand(self, seconds: float):
-        "Stand still for so long in true time: the world does not wait for a machine that sleeps."
-        p = here()
-        self._until(p, p.machine.asleep.end(self.t + seconds))
+    def stand(self, until: float):
+        "Let the others act until the true time `until`."
+        self._until(here(), until)
 
     def _until(self, p: Process, when: float):
         p.check()
