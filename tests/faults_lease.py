@@ -33,7 +33,8 @@ def one(seed: int) -> dict:
     "What came of one schedule."
     began = time.perf_counter()
     openapi.SEEN.clear()
-    s = play(plan(seed))
+    try: s = play(plan(seed))
+    except RuntimeError as e: raise RuntimeError(f"seed {seed}: {e}") from e
     return dict(checked=openapi.SEEN.total(), seed=seed, wrong=s.wrong, billed=s.billed, over=s.over, runs=s.runs, home=s.home, killed=s.killed, launched=s.launched, places=[line.split(" at ")[-1].split(" for ")[0] for line in s.log if " killed at " in line or " stands still at " in line], seconds=time.perf_counter() - began)
 
 

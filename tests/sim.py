@@ -295,6 +295,7 @@ class Worlds:
         return best
 
     def reader(self) -> Record:
+        if here(): return Record(self.record_path, lambda: self.sim.t)  # a process may stand still with it in hand
         if getattr(self, "_reader", None) is None or self._reader.path != self.record_path: self._reader = Record(self.record_path, lambda: self.sim.t)
         return self._reader
 
