@@ -1606,6 +1606,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'nanogpt_nb.remote.line.dial': ('line.html#dial', 'nanogpt_nb/remote/line.py'),
                                         'nanogpt_nb.remote.line.forget': ('line.html#forget', 'nanogpt_nb/remote/line.py'),
                                         'nanogpt_nb.remote.line.greet': ('line.html#greet', 'nanogpt_nb/remote/line.py'),
+                                        'nanogpt_nb.remote.line.has_ended': ('line.html#has_ended', 'nanogpt_nb/remote/line.py'),
                                         'nanogpt_nb.remote.line.knock': ('line.html#knock', 'nanogpt_nb/remote/line.py'),
                                         'nanogpt_nb.remote.line.line_class': ('line.html#line_class', 'nanogpt_nb/remote/line.py'),
                                         'nanogpt_nb.remote.line.link': ('line.html#link', 'nanogpt_nb/remote/line.py'),

@@ -630,6 +630,19 @@ class TestBreaks:
             threading.Timer(1, box.start).start()
             assert host.call("there.hello")["home"] == str(box.home)
 
+    @pytest.mark.parametrize("error", [EOFError, ConnectionResetError])
+    def test_a_line_that_ends_just_when_a_command_begins(self, box, error, monkeypatch):
+        "Its calls fail a moment before it says that it has ended."
+        with quick() as host:
+            line = host.connect()
+
+            def ends(**how):
+                threading.Timer(0.1, line.close).start()
+                raise error
+
+            monkeypatch.setattr(line, "open_session", ends)
+            assert host.run("echo on").out == "on\n" and host.connect() is not line
+
     def test_patience_ends(self, box):
         with quick(patience=1) as host:
             host.call("there.hello")

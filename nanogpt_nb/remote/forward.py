@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PROHIBITED', 'REFUSED', 'WINDOW', 'listen', 'refusal', 'reach', 'wake', 'reset', 'pump', 'Tunnel', 'forward']
 
-# %% ../../nbs/20f_forward.ipynb #5a8a21d9
+# %% ../../nbs/20f_forward.ipynb #51b54ef2
 import contextlib, errno, os, socket, struct, threading
 from ..config import ConfigError, patch
 from .agent import Dropped, HostError
+from .line import has_ended
 
 # %% ../../nbs/20f_forward.ipynb #667b26e5
 def listen(port:int) -> socket.socket: # 0: any free one
@@ -29,7 +30,7 @@ def refusal(name:str, address:tuple[str, int], code:int) -> HostError:
     if code == PROHIBITED: return HostError(f"{name} allows no tunnel to {address[0]}:{address[1]}; set AllowTcpForwarding yes in its sshd_config, or ask who runs it.")
     return HostError(f"Nothing answers at {address[0]}:{address[1]} on {name}; start the server there, or give the port that it listens on.")
 
-# %% ../../nbs/20f_forward.ipynb #c418eab0
+# %% ../../nbs/20f_forward.ipynb #64e20c73
 WINDOW = 1 << 23                                                                   # bytes that may be under way in one connection
 
 def reach(host, address:tuple[str, int]):
@@ -39,7 +40,7 @@ def reach(host, address:tuple[str, int]):
     try: return transport.open_channel("direct-tcpip", address, ("127.0.0.1", 0), window_size=WINDOW, timeout=30)
     except paramiko.ChannelException as e: raise refusal(host.name, address, e.code) from None
     except (OSError, EOFError, paramiko.SSHException) as e:
-        if not transport.is_active(): raise Dropped(f"The connection to {host.name} broke.") from None
+        if has_ended(transport, e): raise Dropped(f"The connection to {host.name} broke.") from None
         raise HostError(f"{address[0]}:{address[1]} does not answer {host.name} ({e}); see that the server runs there.") from None
 
 # %% ../../nbs/20f_forward.ipynb #684f622c

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CIPHERS', 'MACS', 'KEX', 'WINDOW', 'ASK', 'END', 'LINES', 'Unreachable', 'listening', 'line_class', 'channel_request',
-           'watch', 'knock', 'dial', 'piped', 'cannot_reach', 'greet', 'link', 'chain', 'forget']
+           'watch', 'knock', 'has_ended', 'dial', 'piped', 'cannot_reach', 'greet', 'link', 'chain', 'forget']
 
 # %% ../../nbs/20e_line.ipynb #2c2d9def
 import contextlib, logging, os, signal, socket, subprocess, threading, time, weakref
@@ -86,6 +86,12 @@ def knock(line):
     m = paramiko.Message()
     m.add_byte(bytes([80])); m.add_string("keepalive@openssh.com"); m.add_boolean(True) # 80: global request (RFC 4254, 4)
     with contextlib.suppress(Exception): line._send_user_message(m)
+
+# %% ../../nbs/20e_line.ipynb #17fb4aa8
+def has_ended(line, e:Exception) -> bool: # what a call of the line raised
+    "Whether a line has ended."
+    if isinstance(e, (EOFError, OSError)): line.join(1)
+    return not line.is_active()
 
 # %% ../../nbs/20e_line.ipynb #94977f0c
 def dial(address:Address, over=None): # the line to go over

@@ -6,7 +6,7 @@
 __all__ = ['HOSTS', 'Host', 'possible', 'Result', 'CommandFailed', 'TimedOut', 'Pump', 'feed', 'collect', 'shown', 'ending',
            'last']
 
-# %% ../../nbs/20e_ssh.ipynb #f1341905
+# %% ../../nbs/20e_ssh.ipynb #4ab8904e
 import contextlib, os, queue, shlex, threading, time, weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ..config import ConfigError, patch
 from .address import Address, find_address
 from .agent import Agent, Dropped, HostError
 from .channel import Channel, Group, Kept, Lines, placed, quote, send_request
-from .line import ASK, END, Unreachable, chain, link
+from .line import ASK, END, Unreachable, chain, has_ended, link
 
 # %% ../../nbs/20e_ssh.ipynb #fd384e3e
 class Host:
@@ -84,7 +84,7 @@ def close(self:Host):
         if "agent" in self.__dict__: self.agent.close()
         for line in reversed(lines): line.close()
 
-# %% ../../nbs/20e_ssh.ipynb #d9473009
+# %% ../../nbs/20e_ssh.ipynb #33f24c75
 @patch
 def session(self:Host, window:int|None=None): # bytes under way; none: many
     "A paramiko channel for a command."
@@ -93,8 +93,8 @@ def session(self:Host, window:int|None=None): # bytes under way; none: many
         main, more = self.connect(), self.more
         for line in (main, *(o for o in more if o.is_active())):
             try: return line.open_session(window_size=window, timeout=30)
-            except paramiko.SSHException as e:                                     # paramiko mixes up the errors of threads
-                if line is main and not line.is_active() or "imeout" in str(e): raise
+            except (OSError, EOFError, paramiko.SSHException) as e:                # paramiko mixes up the errors of threads
+                if line is main and has_ended(line, e) or "imeout" in str(e): raise
         with self.lock:
             if self.more is not more: continue                                     # another thread has made one
             if len(more) > 8: raise HostError(f"{self.name} takes no more commands at a time; end some, or raise MaxSessions in its sshd_config.")
@@ -106,7 +106,7 @@ def possible(command:str):
     if "\0" in command: raise ConfigError(f"A command cannot have a zero byte in it ({command[:40]!r}…); send such bytes with input=.")
     if len(command.encode(errors="surrogateescape")) > 120_000: raise ConfigError(f"A command of {len(command):,} characters is too long for Linux; send the text with input=.")
 
-# %% ../../nbs/20e_ssh.ipynb #9c4ff1fd
+# %% ../../nbs/20e_ssh.ipynb #c6b787fc
 @patch
 def open(self:Host, command:str, # for the shell there
          window:int|None=None, # bytes under way; none: many
@@ -118,7 +118,7 @@ def open(self:Host, command:str, # for the shell there
     for again in (True, False):
         try: chan = self.session(window); break
         except (OSError, EOFError, paramiko.SSHException) as e:                    # it has not begun, so it may be started anew
-            if self.lines and self.lines[-1].is_active(): raise HostError(f"{self.name} starts no command ({str(e) or type(e).__name__}); look there with ssh {shlex.quote(self.name)}") from None
+            if isinstance(e, paramiko.SSHException) and self.lines and self.lines[-1].is_active(): raise HostError(f"{self.name} starts no command ({str(e) or type(e).__name__}); look there with ssh {shlex.quote(self.name)}") from None
             if not again: raise broke from None
     try: send_request(chan, "exec", True, command)
     except (OSError, EOFError, paramiko.SSHException): raise broke from None

@@ -79,7 +79,7 @@ def rsh(self:Bridge) -> str:
     "The value for rsync's -e."
     return " ".join('"' + p.replace('"', '""') + '"' for p in (sys.executable, "-I", "-S", str(self.program), str(self.path)))
 
-# %% ../../nbs/21c_wire.ipynb #63ef1c11
+# %% ../../nbs/21c_wire.ipynb #7cfaf1d9
 @patch
 def serve(self:Bridge):
     "Carry bytes until both ends have ended."
@@ -88,6 +88,7 @@ def serve(self:Bridge):
     code, fds = 255, []
     try:
         command, fds, _, _ = socket.recv_fds(conn, 1 << 16, 2)
+        for fd in fds: os.set_blocking(fd, True)
         code = self.carry(command.decode(), *fds)
     except (HostError, OSError) as e: self.error = self.error or e
     for fd in fds[1:]: os.close(fd)
