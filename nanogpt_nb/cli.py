@@ -16,7 +16,7 @@ import tyro
 
 from nanogpt_nb import __version__
 from nanogpt_nb.args import LaunchArgs, SampleArgs, end_at_once, exit_code, parse, parse_sample, parse_train, train_defaults
-from nanogpt_nb.cli_args import CompletionArgs, DataArgs, ImportArgs, RunsArgs, StopArgs, SyncArgs, WatchArgs
+from nanogpt_nb.cli_args import BenchArgs, CompletionArgs, DataArgs, ImportArgs, RunsArgs, StopArgs, SyncArgs, WatchArgs
 from nanogpt_nb.cli_cloud import COMMANDS as CLOUD
 from nanogpt_nb.cli_remote import COMMANDS as REMOTE
 from nanogpt_nb.config import ConfigError
@@ -141,6 +141,13 @@ def data(args: DataArgs) -> None:
         print(f"{name:<12}{value}")
 
 
+def bench(args: BenchArgs) -> int:
+    "Measure how fast this device trains and writes."
+    with end_at_once():
+        from nanogpt_nb.bench import bench_from_args
+    return bench_from_args(args)
+
+
 def completion(args: CompletionArgs) -> None:
     "Print the completion script that is made from the flags."
     _parse_all(["--tyro-print-completion", args.shell])
@@ -167,6 +174,7 @@ COMMANDS = {
     "runs import": Command(ImportArgs, import_),
     "sweep": Command(SweepArgs, sweep, parse_sweep, sweep_defaults),
     "data": Command(DataArgs, data),
+    "bench": Command(BenchArgs, bench),
     **{name: Command(*parts) for name, parts in REMOTE.items()},
     **{name: Command(*parts) for name, parts in CLOUD.items()},
     "completion": Command(CompletionArgs, completion),

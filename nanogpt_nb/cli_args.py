@@ -94,6 +94,28 @@ class DataArgs:
 
 
 @dataclass(frozen=True)
+class BenchArgs:
+    "Measure how fast presets train and write here, and what part of the device's ceiling that is. Needs no text."
+
+    presets: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="PRESET ...", help_behavior_hint="(default: the one that suits the device)")]] = ()
+    "presets to measure, in turns; gpt2 is one more, GPT-2's shape with 124M parameters"
+    all: tyro.conf.FlagCreatePairsOff[bool] = False
+    "measure every preset"
+    device: str = "auto"
+    "auto, cpu, cuda, cuda:N or mps"
+    seconds: float = 2.0
+    "seconds that each thing is measured, at least; the warm-up comes before"
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    "also sample N texts at once"
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: that of the preset)")] = None
+    "sequences in a batch of training"
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    "print JSON, for programs"
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    "file to keep the figures in, as JSON"
+
+
+@dataclass(frozen=True)
 class CompletionArgs:
     """Print a script that completes commands and flags with the Tab key.
 

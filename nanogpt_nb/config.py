@@ -42,7 +42,7 @@ def child_env(**more:str) -> dict[str, str]: # more: variables to add or change
     "The environment for a program that we start: ours, without the keys of services."
     return {k: v for k, v in os.environ.items() if k not in ("LAMBDA_API_KEY", "WANDB_API_KEY", "JUPYTER_TOKEN")} | more
 
-# %% ../nbs/00_config.ipynb #e742d36f
+# %% ../nbs/00_config.ipynb #d22d4dfc
 @dataclass(frozen=True)
 class NanoGPTConfig:
     "The hyperparameters of a run; the defaults are the lecture's scaled-up GPT."
@@ -71,9 +71,12 @@ class NanoGPTConfig:
     qk_norm: bool = False # normalise queries and keys
     tie_weights: bool = False # share the token embedding with the output head
     zero_init: bool = False # start the projections back into the residual stream at zero
+    ngrams: int = 1 # longest run of tokens that has an embedding of its own; 1: only single tokens
+    ngram_rows: int = 16384 # most rows of a table of runs; runs share rows by a hash beyond that
 
     optimizer: Literal["adamw", "muon"] = "adamw" # muon: for the matrices inside the blocks, adamw for the rest
     muon_learning_rate: float = 0.02 # Muon's peak learning rate
+    muon_steps: int = 5 # Newton-Schulz rounds of Muon
     weight_decay: float = 0.01 # decoupled weight decay of the matrices
     beta1: float = 0.9 # AdamW's first moment decay
     beta2: float = 0.999 # AdamW's second moment decay
@@ -87,16 +90,17 @@ class NanoGPTConfig:
     seed: int = 1337 # seeds weights, batches and dropout
     dtype: Literal["auto", "float32", "bfloat16"] = "auto" # of matrix products; auto: bfloat16 where the device is quick at it
     compile: bool = False # torch.compile the model
+    cuda_graph: bool = True # on one CUDA GPU, capture the training step and play it back
     checkpoint_interval: int = 0 # steps between two checkpoints; 0: with each estimate
     sample_tokens: int = 200 # tokens of text written with each estimate; 0: none
 
     def __post_init__(self): _check(self)
 
-# %% ../nbs/00_config.ipynb #2f7a35e3
+# %% ../nbs/00_config.ipynb #4bcbace7
 _AT_LEAST_1 = ("batch_size block_size max_iters eval_interval n_embd num_heads n_layer gradient_accumulation_steps").split()
 _AT_LEAST_0 = ("eval_iters warmup_iters checkpoint_interval sample_tokens weight_decay grad_clip").split()
 _BOUNDS = {**{k: (1, 1 << 40) for k in _AT_LEAST_1}, **{k: (0, 1 << 40) for k in _AT_LEAST_0},
-           "bpe_vocab_size": (256, 1 << 20), "seed": (0, 1 << 62), "decay_fraction": (0, 1), "min_lr_fraction": (0, 1)}
+           "bpe_vocab_size": (256, 1 << 20), "ngrams": (1, 8), "ngram_rows": (1, 1 << 24), "muon_steps": (1, 20), "seed": (0, 1 << 62), "decay_fraction": (0, 1), "min_lr_fraction": (0, 1)}
 _OPEN = {"learning_rate": (0, math.inf), "muon_learning_rate": (0, math.inf)}          # ends excluded
 _HALF_OPEN = {"dropout": (0, 1), "beta1": (0, 1), "beta2": (0, 1)}                     # upper end excluded
 

@@ -180,7 +180,7 @@ def load_dataset(config, # a NanoGPTConfig
     c = config
     return prepare(c.data, c.tokenizer, c.bpe_vocab_size, c.encoding, c.block_size, progress)
 
-# %% ../nbs/01c_data.ipynb #9375aaef
+# %% ../nbs/01c_data.ipynb #361f9c59
 def get_batch(tokens, # (N,) a tensor, on any device, or a memory map
               batch_size:int, # B
               block_size:int, # T
@@ -190,7 +190,7 @@ def get_batch(tokens, # (N,) a tensor, on any device, or a memory map
     if len(tokens) <= block_size: raise CorpusError(f"The split has {len(tokens)} tokens and block_size={block_size} needs at least {block_size + 1}; use a smaller block_size or a longer text.")
     ix = torch.randint(len(tokens) - block_size, (batch_size,), generator=generator, device=generator.device if generator else "cpu")  # (B,)
     if not torch.is_tensor(tokens): return _from_map(tokens, ix, block_size, device)
-    at = (ix.to(tokens.device)[:, None] + torch.arange(block_size, device=tokens.device))    # (B, T)
+    at = (ix.to(tokens.device, non_blocking=tokens.is_cuda)[:, None] + torch.arange(block_size, device=tokens.device))    # (B, T)
     return tokens[at].long().to(device), tokens[at + 1].long().to(device)                    # (B, T) (B, T)
 
 # %% ../nbs/01c_data.ipynb #8bf70564

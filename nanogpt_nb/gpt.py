@@ -6,11 +6,12 @@
 __all__ = ['rotary', 'rotate', 'CausalSelfAttention', 'attend', 'FeedForward', 'activate', 'make_norm', 'Block', 'GPT',
            'init_weights']
 
-# %% ../nbs/04_gpt.ipynb #6d70b29b
+# %% ../nbs/04_gpt.ipynb #77e454cb
 import math
 import torch, torch.nn as nn
 from torch.nn import functional as F
 from .config import NanoGPTConfig, ConfigError, patch
+from .ngrams import NGramEmbedding, remember
 
 # %% ../nbs/04_gpt.ipynb #ef526b20
 def rotary(block_size:int, head_size:int, base:float=10000.) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,15 +50,18 @@ class CausalSelfAttention(nn.Module):
         y = y.transpose(1, 2).reshape(B, T, C)                                   # (B, T, C)
         return self.resid_dropout(self.proj(y))                                  # (B, T, C)
 
-# %% ../nbs/04_gpt.ipynb #8f30ceaa
-def attend(q, k, v, past:int=0, dropout:float=0.):
+# %% ../nbs/04_gpt.ipynb #d99ade0b
+def attend(q, k, v,
+           past=0, # tokens before the queries; or a mask (T, S) to add, for keys and values of S places
+           dropout:float=0.):
     "Causal attention of queries (B, H, T, D) over keys and values (B, H, past+T, D)."
     dtype, T = q.dtype, q.size(2)
     cpu = q.device.type == "cpu"
     if cpu: q, k, v = q.float(), k.float(), v.float()
-    mask = None if T == 1 or not past else torch.ones(T, past+T, dtype=torch.bool, device=q.device).tril(past)   # (T, past+T)
+    if torch.is_tensor(past): mask = past
+    else: mask = None if T == 1 or not past else torch.ones(T, past+T, dtype=torch.bool, device=q.device).tril(past)   # (T, past+T)
     with torch.autocast(q.device.type, enabled=torch.is_autocast_enabled(q.device.type) and not cpu):
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=not past and T > 1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and T > 1)
     return y.to(dtype)                                                           # (B, H, T, D)
 
 # %% ../nbs/04_gpt.ipynb #dbc3649f
@@ -102,13 +106,14 @@ class Block(nn.Module):
         x = x + self.sa(self.ln1(x), rope, cache)                                # (B, T, C)
         return x + self.ffwd(self.ln2(x))                                        # (B, T, C)
 
-# %% ../nbs/04_gpt.ipynb #f7089d15
+# %% ../nbs/04_gpt.ipynb #aa8bed77
 class GPT(nn.Module):
     "A decoder-only transformer over `vocab_size` tokens."
     def __init__(self, config:NanoGPTConfig, vocab_size:int):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
+        self.ngram_embedding = NGramEmbedding(config, vocab_size) if config.ngrams > 1 else None
         if config.position == "learned": self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         else:
             cos, sin = rotary(config.block_size, config.n_embd // config.num_heads)
@@ -119,7 +124,7 @@ class GPT(nn.Module):
         if config.tie_weights: self.lm_head.weight = self.token_embedding.weight
         init_weights(self)
 
-# %% ../nbs/04_gpt.ipynb #5e0aabdf
+# %% ../nbs/04_gpt.ipynb #1cc1c8bd
 @patch
 def forward(self:GPT, idx, # tokens (B, T), T at most block_size
             targets=None, # the tokens that follow, (B, T)
@@ -130,6 +135,7 @@ def forward(self:GPT, idx, # tokens (B, T), T at most block_size
     limit = self.config.block_size
     if stop > limit: raise ConfigError(f"{stop} tokens are more than block_size={limit}; give the model the last {limit}.")
     x, rope = self.token_embedding(idx), None                                    # (B, T, C)
+    if self.ngram_embedding: x = x + self.ngram_embedding(idx, remember(cache, idx, self.config.ngrams - 1))   # (B, T, C)
     if self.config.position == "learned": x = x + self.position_embedding(torch.arange(start, stop, device=idx.device))   # (B, T, C)
     else: rope = self.cos[start:stop], self.sin[start:stop]                      # 2 of (T, D/2)
     for i, block in enumerate(self.blocks): x = block(x, rope, cache[i] if cache else None)   # (B, T, C)
@@ -137,7 +143,7 @@ def forward(self:GPT, idx, # tokens (B, T), T at most block_size
     loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     return logits, loss
 
-# %% ../nbs/04_gpt.ipynb #f2882e7c
+# %% ../nbs/04_gpt.ipynb #89159143
 def init_weights(model:GPT):
     "Normal weights of GPT-2's scale, small logits, zero biases."
     c = model.config
@@ -147,6 +153,7 @@ def init_weights(model:GPT):
     for b in model.blocks:
         for proj in (b.sa.proj, b.ffwd.proj):
             nn.init.normal_(proj.weight, std=0. if c.zero_init else 0.02 / math.sqrt(2*c.n_layer))
+    for table in model.ngram_embedding.tables if model.ngram_embedding else (): nn.init.zeros_(table.weight)
     nn.init.normal_(model.lm_head.weight, std=0.1 / math.sqrt(c.n_embd))
 
 # %% ../nbs/04_gpt.ipynb #89094250

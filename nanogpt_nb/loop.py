@@ -102,7 +102,7 @@ class Loop:
         if number is not None: self.stop.signal = number
         return number is not None or reason
 
-# %% ../nbs/07b_loop.ipynb #ac7553a5
+# %% ../nbs/07b_loop.ipynb #267f42ce
 class Mark:
     "A moment of training."
     def __init__(self, tokens:int): self.tokens, self.wall, self.cpu = tokens, time.perf_counter(), time.process_time()
@@ -114,8 +114,16 @@ class Mark:
     def utilisation(self, device:torch.device) -> float|None:
         "The part of the device's time that was in use since then, from 0 to 1; None where that is not known."
         if device.type == "cpu": return min(1., (time.process_time() - self.cpu) / max(1e-9, time.perf_counter() - self.wall) / torch.get_num_threads())
-        try: return torch.cuda.utilization(device) / 100 if device.type == "cuda" else None
-        except Exception: return None                                              # NVML is missing, or older than the driver
+        if device.type == "cuda" and time.perf_counter() - _DRIVER[0] > 1: _DRIVER[:] = time.perf_counter(), _said(device)
+        return _DRIVER[1] if device.type == "cuda" else None
+
+# %% ../nbs/07b_loop.ipynb #792504d0
+_DRIVER = [-math.inf, None]                                                        # when it was asked, and what it said
+
+def _said(device) -> float|None:
+    "The driver's word on how busy the GPU is, from 0 to 1."
+    try: return torch.cuda.utilization(device) / 100
+    except Exception: return None                                                  # NVML is missing, or older than the driver
 
 # %% ../nbs/07b_loop.ipynb #ddffe48a
 @patch
@@ -201,7 +209,7 @@ def sound(self:Loop) -> bool:
     if not all(p.isfinite().all() for p in t.model.parameters()): return False
     with evaluating(t.model), t.autocast(): return bool(t.model(*next(windows(t.dataset.val, t.config.block_size, 1, t.device)))[1].isfinite())
 
-# %% ../nbs/07b_loop.ipynb #fdc94894
+# %% ../nbs/07b_loop.ipynb #19b48e44
 @patch
 def write(self:Loop) -> str:
     "A piece of text from the model as it is, kept in samples.txt."
@@ -209,7 +217,7 @@ def write(self:Loop) -> str:
     if not t.config.sample_tokens or t.ranks.rank: return ""
     generator, tokenizer = torch.Generator(t.device).manual_seed(t.config.seed + t.step), t.dataset.tokenizer
     start = torch.tensor([[int(t.dataset.val[0])]], device=t.device)              # (1, 1)
-    with evaluating(t.model): new = list(stream(t.model, start, t.config.sample_tokens, temperature=0.8, generator=generator))
+    with evaluating(t.model): new = list(stream(t.model, start, t.config.sample_tokens, temperature=0.8, generator=generator, tell=self.show))
     text = tokenizer.decode(torch.cat(new, 1)[0].tolist())
     self.run.log(f"--- step {t.step}\n{text}", "samples.txt")
     return text

@@ -98,6 +98,15 @@ def reduce(self:Ranks, x, # a tensor, of the same shape on each rank
     with self.heard(): distributed.all_reduce(x, op)
     return x
 
+# %% ../nbs/07d_ranks.ipynb #a50bb308
+@patch
+def gather(self:Ranks, x): # of the same shape on each rank, (n,)
+    "What every rank gave, (world, n)."
+    if self.world == 1: return x[None]
+    every = x.new_empty(self.world, *x.shape)                                    # (world, n)
+    with self.heard(): distributed.all_gather_into_tensor(every.view(-1), x.contiguous().view(-1))
+    return every
+
 # %% ../nbs/07d_ranks.ipynb #faf99152
 @patch
 def share(self:Ranks, value=None): # on rank 0: what the others are to know

@@ -6,8 +6,8 @@
 __all__ = ['next_probs', 'KVCache', 'stream', 'generate', 'load_model', 'resolve_device', 'pieces', 'sample', 'read_prompt',
            'sample_from_args']
 
-# %% ../nbs/08_sample.ipynb #8e246f2d
-import sys
+# %% ../nbs/08_sample.ipynb #c93972ef
+import sys, warnings
 from pathlib import Path
 import torch
 from torch.nn import functional as F
@@ -17,7 +17,7 @@ from .bigram import evaluating
 from .runs import Run, RunError, find_run, read_json
 from .tokenizer import load_tokenizer
 
-# %% ../nbs/08_sample.ipynb #78c19702
+# %% ../nbs/08_sample.ipynb #97de5266
 def next_probs(logits, # (B, V)
                temperature:float=1., top_k:int|None=None, top_p:float|None=None):
     "The probabilities (B, V) that the next token is drawn from."
@@ -27,7 +27,7 @@ def next_probs(logits, # (B, V)
     probs = logits.softmax(-1)                                                   # (B, V)
     if top_p is None: return probs
     ordered, at = probs.sort(descending=True)                                    # 2 of (B, V)
-    ordered[ordered.cumsum(-1) - ordered >= top_p] = 0                           # enough without this one
+    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)      # enough without this one
     probs = torch.zeros_like(probs).scatter(-1, at, ordered)                     # (B, V)
     return probs / probs.sum(-1, keepdim=True)
 
@@ -43,13 +43,13 @@ def _check_knobs(temperature, top_k, top_p, num_samples, max_new_tokens):
     ):
         if not ok: raise ConfigError(f"{name}={v} is out of bounds; {name} must be {said}.")
 
-# %% ../nbs/08_sample.ipynb #1f496ecf
+# %% ../nbs/08_sample.ipynb #74832bda
 class KVCache:
     "Keys and values of the tokens so far: room for (B, H, block_size, D) each."
     def __init__(self, batch_size:int, config:NanoGPTConfig, device="cpu", dtype=torch.float32):
         shape = batch_size, config.num_heads, config.block_size, config.n_embd // config.num_heads
         self.k, self.v = torch.empty(2, *shape, device=device, dtype=dtype)      # 2 of (B, H, block_size, D)
-        self.length = 0
+        self.length, self.tokens = 0, None                                       # tokens: the last few, if the model asks for them
 
     def append(self, k, v):
         "Keep `k` and `v` (B, H, T, D); the number of tokens before them, and all keys and values so far."
@@ -57,13 +57,18 @@ class KVCache:
         self.k[:, :, past:self.length], self.v[:, :, past:self.length] = k, v
         return past, self.k[:, :, :self.length], self.v[:, :, :self.length]      # (B, H, past+T, D)
 
-# %% ../nbs/08_sample.ipynb #2b2f1b95
+# %% ../nbs/08_sample.ipynb #67eb8074
 @torch.no_grad()
 def stream(model:GPT, idx, # prompt (B, T), T at least 1
            max_new_tokens:int, temperature:float=1., top_k:int|None=None, top_p:float|None=None,
            generator=None, # a torch.Generator on the model's device, for text that can be had again
-           use_cache:bool=True): # False: compute the whole context each time; the text is the same
-    "Yield `max_new_tokens` times the next tokens (B, 1)."
+           use_cache:bool=True, # False: compute the whole context each time; the text is the same
+           tell=warnings.warn): # called with a sentence where a GPU could be quicker and cannot
+    "Yield `max_new_tokens` times the next tokens (B, 1), on the host."
+    if use_cache and idx.is_cuda and not model.training:
+        from nanogpt_nb.decode import decoder_for
+        if decoder := decoder_for(model, len(idx), (temperature, top_k, top_p), max_new_tokens, tell):
+            yield from decoder.write(model, idx, max_new_tokens, generator); return
     size, cache = model.config.block_size, None
     context = fresh = idx[:, -size:]                                             # (B, T)
     for _ in range(max_new_tokens):
@@ -75,12 +80,12 @@ def stream(model:GPT, idx, # prompt (B, T), T at least 1
         if not probs.isfinite().all(): raise RunError("The model's probabilities are not finite numbers; sample from another --checkpoint.")
         fresh = torch.multinomial(probs, 1, generator=generator)                 # (B, 1)
         context = torch.cat((context, fresh), dim=1)                             # (B, T+1)
-        yield fresh
+        yield fresh.cpu()
 
-# %% ../nbs/08_sample.ipynb #c0a62fc5
+# %% ../nbs/08_sample.ipynb #517486b3
 def generate(model:GPT, idx, max_new_tokens:int, **knobs):
     "`idx` (B, T) and `max_new_tokens` more, (B, T + max_new_tokens); `knobs` are those of `stream`."
-    with evaluating(model): return torch.cat([idx, *stream(model, idx, max_new_tokens, **knobs)], dim=1)
+    with evaluating(model): return torch.cat([idx.cpu(), *stream(model, idx, max_new_tokens, **knobs)], dim=1).to(idx.device)
 
 # %% ../nbs/08_sample.ipynb #12ade5a9
 def load_model(run:Run|str|Path|None=None, # a run, its name or folder; None: the newest
@@ -136,7 +141,7 @@ def pieces(tokens, # an iterable of token ids
         if not text.endswith("\ufffd") or len(held) > 8: held = []; yield text
     if held: yield tokenizer.decode(held)
 
-# %% ../nbs/08_sample.ipynb #f68e4648
+# %% ../nbs/08_sample.ipynb #eaedffa9
 def sample(run=None, # a run, its name or folder; None: the newest
            prompt:str="\n", # text to go on from
            max_new_tokens:int=500, temperature:float=0.8, top_k:int|None=None, top_p:float|None=None,
@@ -153,7 +158,7 @@ def sample(run=None, # a run, its name or folder; None: the newest
     generator = torch.Generator(device)
     generator.manual_seed(seed) if seed is not None else generator.seed()
     new = _told(stream(model, idx, max_new_tokens, temperature, top_k, top_p, generator, use_cache), prompt, tokenizer, show)
-    return [prompt + tokenizer.decode(row) for row in torch.cat([idx[:, :0], *new], dim=1).tolist()]
+    return [prompt + tokenizer.decode(row) for row in torch.cat([idx[:, :0].cpu(), *new], dim=1).tolist()]
 
 # %% ../nbs/08_sample.ipynb #bdbc83d4
 def _told(tokens, prompt, tokenizer, show):

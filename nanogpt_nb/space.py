@@ -44,9 +44,9 @@ def _value(name, v):
     if name in _BOUNDS | _OPEN | _HALF_OPEN: _check_bounds(name, v)
     return v
 
-# %% ../nbs/12a_space.ipynb #0a80cafe
+# %% ../nbs/12a_space.ipynb #38e06ace
 _NEVER = {k: "their losses cannot be compared" for k in ("data", "encoding", "tokenizer", "bpe_vocab_size")} | {
-    k: "the loss does not depend on it" for k in ("device", "compile", "sample_tokens", "checkpoint_interval")}
+    k: "the loss does not depend on it" for k in ("device", "compile", "cuda_graph", "sample_tokens", "checkpoint_interval")}
 
 def _known(name):
     "Refuse what is not a field, or not one to search."

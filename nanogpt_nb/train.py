@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'train', 'agree', 'train_from_args', 'last_words', 'main']
 
-# %% ../nbs/07c_train.ipynb #4682430f
+# %% ../nbs/07c_train.ipynb #8b23d927
 import contextlib, json, os, shlex, shutil, signal, sys
 from pathlib import Path
 import torch
+from .capture import capture
 from .config import ConfigError, NanoGPTConfig, NanoGPTError, preset_for, write_whole
 from .data import load_dataset
 from .loop import Loop, Show, StopRequest, COLUMNS
@@ -106,7 +107,7 @@ def _keep_best(run, trainer):
     about = [read_json(run.path/which/"checkpoint.json") for which in ("last", "best")]
     if about[0].get("val_loss") == trainer.best and about[0].get("step") != about[1].get("step"): run.tidy("last"); run.link_checkpoint()
 
-# %% ../nbs/07c_train.ipynb #df276d07
+# %% ../nbs/07c_train.ipynb #ef63adfd
 def _loop(run, trainer, show, tracking, on_estimate, stop=None):
     "Say what begins, train, say how it ended."
     c, d = trainer.config, trainer.dataset
@@ -116,6 +117,7 @@ def _loop(run, trainer, show, tracking, on_estimate, stop=None):
     if d.corpus.note: show(f"      {d.corpus.note}")
     if not c.eval_iters and len(d.val) > EVAL_TOKENS: show(f"      losses are estimated over {EVAL_TOKENS:,} tokens of each split")
     if c.compile: trainer.compile(show)
+    capture(trainer, show)
     if trainer.step: show(f"going on from step {trainer.step}")
     show(COLUMNS)
     with contextlib.nullcontext(stop) if stop else StopRequest() as stop:
@@ -192,8 +194,8 @@ def _steps_along(run, config, found, ranks, stop):
         if config.compile: trainer.compile(run.log)
         Loop(trainer, run, Show(run, config, trainer.step, quiet=True), stop).go()
 
-# %% ../nbs/07c_train.ipynb #847868e5
-MAY_CHANGE = {"max_iters", "eval_interval", "eval_iters", "checkpoint_interval", "sample_tokens", "device", "compile", "data"}
+# %% ../nbs/07c_train.ipynb #f85c0fee
+MAY_CHANGE = {"max_iters", "eval_interval", "eval_iters", "checkpoint_interval", "sample_tokens", "device", "compile", "cuda_graph", "data"}
 
 def agree(run:Run, config:NanoGPTConfig|None) -> NanoGPTConfig:
     "The configuration to go on with: that of the run, with the changes of `config` that are allowed."

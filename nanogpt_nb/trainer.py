@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EVAL_TOKENS', 'TrainError', 'Trainer', 'to_device', 'matmul_dtype']
 
-# %% ../nbs/07a_trainer.ipynb #6e0d932c
+# %% ../nbs/07a_trainer.ipynb #966ab584
 import dataclasses, io, math, pickle
 from pathlib import Path
 import torch
@@ -13,7 +13,7 @@ from .config import NanoGPTConfig, NanoGPTError, patch
 from .data import get_batch
 from .bigram import estimate_loss, evaluate
 from .gpt import GPT
-from .optim import lr_factor, make_optimizers, set_lr
+from .optim import lr_factor, make_optimizers, pack, set_lr, unpack
 from .ranks import Ranks
 from .runs import RunError
 
@@ -21,7 +21,7 @@ from .runs import RunError
 class TrainError(NanoGPTError):
     "Training that cannot go on."
 
-# %% ../nbs/07a_trainer.ipynb #82b63232
+# %% ../nbs/07a_trainer.ipynb #330d2e7c
 class Trainer:
     "Model, optimisers, data order and random states of a run in progress."
     def __init__(self, config:NanoGPTConfig, dataset, device="cpu",
@@ -29,15 +29,16 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.config, self.dataset, self.device = config, to_device(dataset, device), torch.device(device)
         self.model = self.forward = GPT(config, dataset.tokenizer.vocab_size).to(self.device)
-        self.optimizers = make_optimizers(self.model, config)
+        self.ranks = ranks or Ranks()
+        self.optimizers = make_optimizers(self.model, config, self.ranks)
         self.batches = torch.Generator().manual_seed(config.seed)                 # the order of the data
         self.step, self.seconds, self.best, self.evaluated = 0, 0., math.inf, -1
-        self.dtype, self.ranks = matmul_dtype(config, self.device), ranks or Ranks()
+        self.dtype, self.captured = matmul_dtype(config, self.device), None       # captured: what takes the steps, if not train_step itself
 
     @property
     def tokens(self) -> int: return self.step * self.config.batch_size * self.config.block_size * self.config.gradient_accumulation_steps
 
-    def autocast(self): return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16)
+    def autocast(self, **more): return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16, **more)
 
 # %% ../nbs/07a_trainer.ipynb #b5c8dc11
 def to_device(dataset, device):
@@ -53,10 +54,11 @@ def matmul_dtype(config:NanoGPTConfig, device:torch.device) -> torch.dtype:
     quick = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return torch.bfloat16 if device.type == "cpu" and config.n_embd >= 128 and quick() else torch.float32
 
-# %% ../nbs/07a_trainer.ipynb #251fa7b5
+# %% ../nbs/07a_trainer.ipynb #bbe2fdbf
 @patch
 def train_step(self:Trainer):
     "One update of the weights; the mean loss of its batches, still on the device."
+    if self.captured: return self.captured.step()
     c, total = self.config, 0.
     set_lr(self.optimizers, lr_factor(c, self.step))
     self.ranks.reseed(c.seed, self.step)
@@ -81,33 +83,35 @@ def estimate(self:Trainer) -> dict[str, float]:
             return estimate_loss(self.ranks.shared(self.model), self.dataset, c.batch_size, c.block_size, c.eval_iters, self.device, seed=c.seed)
     return {"train": self.evaluate(self.dataset.train[:len(self.dataset.val)]), "val": self.evaluate(self.dataset.val)}
 
-# %% ../nbs/07a_trainer.ipynb #47306b2c
+# %% ../nbs/07a_trainer.ipynb #2d3d5b78
 EVAL_TOKENS = 1 << 20                                                              # of a split, at most
 
 @patch
 def evaluate(self:Trainer, tokens) -> float: # of a split, (N,)
     "The mean loss over `tokens`, each predicted once; over the first EVAL_TOKENS where there are more."
-    rows = max(1, (1 << 14) // self.config.block_size)
+    much = min(1 << 16, (1 << 28) // self.model.vocab_size) if self.device.type == "cuda" else 0   # fewer and larger batches for a GPU
+    rows = max(1, max(1 << 14, much) // self.config.block_size)
     with self.autocast(): return evaluate(self.ranks.shared(self.model), tokens[:EVAL_TOKENS], self.config.block_size, rows, self.device)
 
 # %% ../nbs/07a_trainer.ipynb #1db3464b
 _PLAIN = ("step", "seconds", "best", "evaluated")
 
-# %% ../nbs/07a_trainer.ipynb #c61db5b5
+# %% ../nbs/07a_trainer.ipynb #81e3cd35
 @patch
 def state_dict(self:Trainer) -> dict:
     "All that going on needs, besides the weights."
     state = {k: getattr(self, k) for k in _PLAIN}
-    state |= dict(optimizers=[o.state_dict() for o in self.optimizers], batches=self.batches.get_state(), dropout=torch.get_rng_state())
+    state |= dict(optimizers=[pack(o) for o in self.optimizers], batches=self.batches.get_state(), dropout=torch.get_rng_state())
     if self.device.type == "cuda": state["dropout_cuda"] = torch.cuda.get_rng_state(self.device)
     return state
 
-# %% ../nbs/07a_trainer.ipynb #4a2c6907
+# %% ../nbs/07a_trainer.ipynb #63514db6
 @patch
 def load_state_dict(self:Trainer, state:dict):
     "Go on from `state`."
     for k in _PLAIN: setattr(self, k, state[k])
-    for o, s in zip(self.optimizers, state["optimizers"]): o.load_state_dict(s)
+    for o, s in zip(self.optimizers, state["optimizers"]): unpack(o, s)
+    self.captured = None                                                          # it knows where the old moments were
     self.batches.set_state(state["batches"]); torch.set_rng_state(state["dropout"])
     if self.device.type == "cuda" and "dropout_cuda" in state: torch.cuda.set_rng_state(state["dropout_cuda"], self.device)
 

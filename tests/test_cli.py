@@ -240,6 +240,7 @@ VALUES = {
     "dropout": st.floats(0, 0.99),
     "bias": st.booleans(),
     "compile": st.booleans(),
+    "cuda_graph": st.booleans(),
     "tokenizer": st.sampled_from(["char", "bpe"]),
     "norm": st.sampled_from(["layernorm", "rmsnorm"]),
     "data": st.lists(st.sampled_from(["a.txt", "plays/", "-", "tinyshakespeare", "é b.txt"]), min_size=1).map(tuple),

@@ -38,6 +38,7 @@ BAD = {
     "decay_fraction": [1.5],
     "seed": [-1, 1.5, 2**64],
     "compile": ["yes", 1],
+    "cuda_graph": ["no", 0],
 }
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from box import free_port
+from safetensors.torch import load
 
 from nanogpt_nb.config import ConfigError, NanoGPTConfig
 from nanogpt_nb.data import get_batch, load_dataset
 from nanogpt_nb.gpt import GPT
 from nanogpt_nb.guard import environment
-from nanogpt_nb.optim import make_optimizers
+from nanogpt_nb.optim import _products, make_optimizers, orthogonal, share_out
 from nanogpt_nb.ranks import Ranks
 from nanogpt_nb.runs import Run
 from nanogpt_nb.train import Trainer, train
@@ -36,6 +37,7 @@ CLOCK = ("seconds", "tokens_per_second", "utilisation")
 SCRIPT = """
 import hashlib, json, os, signal, sys
 from pathlib import Path
+from nanogpt_nb import optim
 from nanogpt_nb.config import NanoGPTConfig
 from nanogpt_nb.loop import Loop
 from nanogpt_nb.ranks import RankError
@@ -46,7 +48,11 @@ rank, quietly, ended = 0 if other else 1, dict(quiet=True, wandb="disabled"), {}
 here = dict(RANK=rank, WORLD_SIZE=2, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2])
 os.environ.update({k: str(v) for k, v in here.items()})
 configs = {k: NanoGPTConfig.from_json(v) for k, v in json.loads(sys.argv[1]).items()}
-step, go = Trainer.train_step, Loop.go
+step, go, newton_schulz, made = Trainer.train_step, Loop.go, optim.newton_schulz, []
+
+def counted(x, *args):
+    made.append([len(x), *x.shape[1:]])
+    return newton_schulz(x, *args)
 
 def noted(self):
     state = go(self)
@@ -62,8 +68,9 @@ def at(number, what):
 
 def memory_is_full(): raise MemoryError
 
-Loop.go = noted
+Loop.go, optim.newton_schulz = noted, counted
 for name, config in configs.items(): train(config, name=name, **quietly)
+Path(f"made-{rank}.json").write_text(json.dumps(made))
 dropout = configs["lecture"].replace(dropout=0.2)
 train(dropout, name="dropout", **quietly)
 at(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -72,6 +79,13 @@ train(configs["modern"], name="for-one", **quietly)
 at(-1, None)
 train(resume="parts", **quietly)
 train(resume="by-one", **quietly)
+train(configs["modern"], name="to-and-fro", on_estimate=lambda row: row["step"] == 10, **quietly)
+if rank == 0:                                          # alone for a while; the other waits
+    met = os.environ.pop("RANK")
+    train(configs["modern"].replace(max_iters=15), resume="to-and-fro", **quietly)
+    os.environ["RANK"] = met
+    ended.popitem()
+train(configs["modern"], resume="to-and-fro", **quietly)
 Path(f"ended-{rank}.json").write_text(json.dumps(ended))
 at(15, memory_is_full)
 try: train(configs["lecture"], name="full", **quietly)
@@ -159,6 +173,11 @@ def assert_close(run: Run, other: Run):
         assert all(abs(a[k] - b[k]) < 2e-3 if "loss" in k else a[k] == b[k] for k in a), (a, b)
 
 
+def assert_close_weights(run: Run, other: Run):
+    a, b = load(weights(run)), load(weights(other))
+    assert a.keys() == b.keys() and all((a[k] - b[k]).norm() < 1e-2 * b[k].norm() for k in a)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_ranks_learn_what_one_process_learns(recipe, done):
     two, one = run_of(done, recipe), run_of(done, f"one-{recipe}")
@@ -173,8 +192,8 @@ def test_two_ranks_learn_what_one_process_learns(recipe, done):
 
 def test_all_ranks_end_on_the_same_weights_after_the_same_step(done):
     ends = [json.loads((done / f"ended-{rank}.json").read_text()) for rank in range(2)]
-    assert ends[0] == ends[1] and len(ends[0]) == 7
-    assert [step for step, _ in ends[0].values()] == [20, 20, 20, 7, 7, 20, 20]
+    assert ends[0] == ends[1] and len(ends[0]) == 9
+    assert [step for step, _ in ends[0].values()] == [20, 20, 20, 7, 7, 20, 20, 10, 20]
 
 
 def test_only_one_rank_writes(done):
@@ -204,6 +223,62 @@ def test_two_processes_go_on_where_one_stopped(done):
     run = run_of(done, "by-one")
     assert run.state == "finished" and run.about["device"].startswith("2 × ")
     assert_close(run, run_of(done, "one-modern"))
+
+
+def test_a_run_with_muon_goes_from_two_to_one_to_two(done):
+    run = run_of(done, "to-and-fro")
+    assert run.state == "finished" and run.config.max_iters == 20
+    assert numbers(run)[-1]["step"] == 20
+    assert_close_weights(run, run_of(done, "one-modern"))
+
+
+def test_two_ranks_with_muon_end_on_the_weights_of_one_process(done):
+    two, one = run_of(done, "modern"), run_of(done, "one-modern")
+    assert_close_weights(two, one)
+    with pytest.raises(AssertionError):
+        assert_close_weights(two, run_of(done, "one-lecture"))
+
+
+def test_each_rank_makes_its_share_of_the_matrices_orthogonal(done):
+    made = [json.loads((done / f"made-{rank}.json").read_text()) for rank in range(2)]
+    config = RECIPES["modern"]
+    blocks = GPT(config, 11).blocks
+    matrices = [m.shape for p in blocks.parameters() if p.ndim == 2 for m in p.chunk(getattr(p, "parts", 1))]
+    total = [sum(count for count, *_ in one) for one in made]
+    assert sum(total) == config.max_iters * len(matrices) and all(total)
+    work = [sum(count * _products(*shape) for count, *shape in one) for one in made]
+    dearest = max(_products(*shape) for shape in matrices)
+    assert max(work) - min(work) <= config.max_iters * dearest
+
+
+SHARED = [([3, 1], [1, 5], 2), ([1], [1], 4), ([18, 6, 6, 6], [3, 3, 12, 12], 8), ([], [], 2)]
+
+
+@pytest.mark.parametrize(("counts", "costs", "world"), SHARED)
+def test_matrices_are_shared_out_whole_and_evenly(counts, costs, world):
+    shares = share_out(counts, costs, world)
+    assert len(shares) == world and [sum(s[i] for s in shares) for i in range(len(counts))] == counts
+    loads = [sum(n * c for n, c in zip(s, costs, strict=True)) for s in shares]
+    assert max(loads) - min(loads) <= max(costs, default=0)
+
+
+def test_sharing_out_changes_no_bit_whatever_the_number_of_ranks(one_thread):
+    "Every rank's side of it, with a gather that knows what the others would send."
+    torch.manual_seed(0)
+    stacks = [torch.randn(6, 16, 16), torch.randn(2, 48, 16), torch.randn(1, 16, 64)]
+    alone = orthogonal(stacks, 5, Ranks())
+    for world in (2, 3, 16):
+        sent, wanted = [], []
+        for rank in range(world):
+            ranks = Ranks(rank, world)
+            ranks.gather = lambda x, sent=sent, world=world: sent.append(x) or torch.zeros(world, len(x))
+            orthogonal(stacks, 5, ranks)
+        for rank in range(world):
+            ranks = Ranks(rank, world)
+            ranks.gather = lambda x, sent=sent: torch.stack(sent)
+            wanted.append(orthogonal(stacks, 5, ranks))
+        assert all(torch.equal(a, b) for other in wanted for a, b in zip(wanted[0], other, strict=True))
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(wanted[0], alone, strict=True))
 
 
 def test_a_rank_that_fails_says_why_through_rank_0(done):
