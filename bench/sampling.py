@@ -28,7 +28,7 @@ WRITE = """
 import json, sys, time, torch
 from nanogpt_nb.sample import generate, load_model
 run, device, (tokens, batch, times) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])
-model, tokenizer = load_model(run, "last", device)
+model, tokenizer = load_model(run, "last", device, dtype="auto")
 idx = torch.as_tensor(tokenizer.encode("\\n").astype("int64"), device=device).expand(batch, -1)
 wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 took = []

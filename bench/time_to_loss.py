@@ -28,8 +28,8 @@ from pathlib import Path
 from harness import OUT, NanoGPTError, Report, ceilings, entry, evaluate, first_at, flops_per_token, number, ratio, say, spread, table, train_ours
 from peer import SEED, Peer, add_arguments
 
-OURS = dict(cpu="-m nanogpt_nb.train --preset speedrun-cpu --device cpu --wandb disabled",
-            cuda="-m nanogpt_nb.train --preset speedrun-gpu --device cuda --wandb disabled")
+OURS = dict(cpu="-m nanogpt_nb.cli train --preset speedrun-cpu --device cpu --wandb disabled",
+            cuda="-m nanogpt_nb.cli train --preset speedrun-gpu --device cuda --wandb disabled")
 TARGET = dict(cpu=1.88, cuda=1.4697)
 VOCABULARY = 65
 

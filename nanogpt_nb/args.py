@@ -6,8 +6,8 @@
 __all__ = ['Dollars', 'Budget', 'Hours', 'Idle', 'parse', 'TrainArgs', 'LaunchArgs', 'train_defaults', 'parse_train',
            'SampleArgs', 'parse_sample', 'exit_code', 'end_at_once']
 
-# %% ../nbs/00b_args.ipynb #8fa3d674
-import contextlib, dataclasses, os, signal, sys, threading, warnings
+# %% ../nbs/00b_args.ipynb #52674864
+import atexit, contextlib, dataclasses, gc, os, signal, sys, threading, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,10 +163,10 @@ def parse_sample(argv:list[str]|None=None, # words after the command; None: thos
         raise ConfigError(f"There are two prompts, --prompt {args.prompt!r} and --prompt-file {args.prompt_file}; give one of them.")
     return args
 
-# %% ../nbs/00b_args.ipynb #d05b8881
+# %% ../nbs/00b_args.ipynb #32b10f26
 def exit_code(command:Callable[[], int|None]) -> int:
     "Call `command`; its errors become a sentence on standard error and the exit code that is returned."
-    _mend_streams()
+    _mend_streams(); _collect_less()
     try:
         code = command() or 0
         sys.stdout.flush()
@@ -186,7 +186,12 @@ def exit_code(command:Callable[[], int|None]) -> int:
         print(f"nanogpt: {what} ({e.strerror or e}); check its place, its permissions and the room there.", file=sys.stderr)
         return 1
 
-# %% ../nbs/00b_args.ipynb #b6c44d68
+# %% ../nbs/00b_args.ipynb #a970172b
+def _collect_less():
+    "For a command: fewer searches for garbage, and none when the process ends."
+    gc.set_threshold(100_000, 20, 20)
+    atexit.unregister(gc.freeze); atexit.register(gc.freeze)
+
 def _drop_stdout():
     "Nothing is left to flush at exit."
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -42,14 +42,14 @@ def child_env(**more:str) -> dict[str, str]: # more: variables to add or change
     "The environment for a program that we start: ours, without the keys of services."
     return {k: v for k, v in os.environ.items() if k not in ("LAMBDA_API_KEY", "WANDB_API_KEY", "JUPYTER_TOKEN")} | more
 
-# %% ../nbs/00_config.ipynb #d22d4dfc
+# %% ../nbs/00_config.ipynb #31a48ee6
 @dataclass(frozen=True)
 class NanoGPTConfig:
     "The hyperparameters of a run; the defaults are the lecture's scaled-up GPT."
     batch_size: int = 64 # sequences in a batch, B
     block_size: int = 256 # longest context in tokens, T
     max_iters: int = 5000 # optimiser steps
-    eval_interval: int = 500 # steps between two estimates of the loss
+    eval_interval: int = 500 # steps between two estimates of the loss; 0: one, at the end
     learning_rate: float = 3e-4 # AdamW's peak learning rate
     device: str = "auto" # auto (cuda if there is one, else cpu), cpu, cuda, cuda:N or mps
     eval_iters: int = 200 # random batches an estimate averages; 0: the whole validation split
@@ -73,9 +73,13 @@ class NanoGPTConfig:
     zero_init: bool = False # start the projections back into the residual stream at zero
     ngrams: int = 1 # longest run of tokens that has an embedding of its own; 1: only single tokens
     ngram_rows: int = 16384 # most rows of a table of runs; runs share rows by a hash beyond that
+    look_back: int = 0 # tokens before each whose own embeddings are added to it
+    embed_norm: bool = False # normalise the embeddings before the first block
+    embed_skip: bool = False # hand the embeddings to every block, in a learned share
 
     optimizer: Literal["adamw", "muon"] = "adamw" # muon: for the matrices inside the blocks, adamw for the rest
     muon_learning_rate: float = 0.02 # Muon's peak learning rate
+    muon_momentum: float = 0.95 # Muon's momentum
     muon_steps: int = 5 # Newton-Schulz rounds of Muon
     weight_decay: float = 0.01 # decoupled weight decay of the matrices
     beta1: float = 0.9 # AdamW's first moment decay
@@ -96,13 +100,13 @@ class NanoGPTConfig:
 
     def __post_init__(self): _check(self)
 
-# %% ../nbs/00_config.ipynb #4bcbace7
-_AT_LEAST_1 = ("batch_size block_size max_iters eval_interval n_embd num_heads n_layer gradient_accumulation_steps").split()
-_AT_LEAST_0 = ("eval_iters warmup_iters checkpoint_interval sample_tokens weight_decay grad_clip").split()
+# %% ../nbs/00_config.ipynb #845020d6
+_AT_LEAST_1 = ("batch_size block_size max_iters n_embd num_heads n_layer gradient_accumulation_steps").split()
+_AT_LEAST_0 = ("eval_interval eval_iters warmup_iters checkpoint_interval sample_tokens weight_decay grad_clip").split()
 _BOUNDS = {**{k: (1, 1 << 40) for k in _AT_LEAST_1}, **{k: (0, 1 << 40) for k in _AT_LEAST_0},
-           "bpe_vocab_size": (256, 1 << 20), "ngrams": (1, 8), "ngram_rows": (1, 1 << 24), "muon_steps": (1, 20), "seed": (0, 1 << 62), "decay_fraction": (0, 1), "min_lr_fraction": (0, 1)}
+           "bpe_vocab_size": (256, 1 << 20), "ngrams": (1, 8), "ngram_rows": (1, 1 << 24), "look_back": (0, 16), "muon_steps": (1, 20), "seed": (0, 1 << 62), "decay_fraction": (0, 1), "min_lr_fraction": (0, 1)}
 _OPEN = {"learning_rate": (0, math.inf), "muon_learning_rate": (0, math.inf)}          # ends excluded
-_HALF_OPEN = {"dropout": (0, 1), "beta1": (0, 1), "beta2": (0, 1)}                     # upper end excluded
+_HALF_OPEN = {"dropout": (0, 1), "beta1": (0, 1), "beta2": (0, 1), "muon_momentum": (0, 1)}                     # upper end excluded
 
 # %% ../nbs/00_config.ipynb #cbfb0d09
 def _check_type(name, value, hint):
@@ -182,14 +186,16 @@ def diff(self:NanoGPTConfig, other:NanoGPTConfig) -> dict:
     mine, yours = asdict(self), asdict(other)
     return {k: (mine[k], yours[k]) for k in mine if mine[k] != yours[k]}
 
-# %% ../nbs/00_config.ipynb #cab526b6
+# %% ../nbs/00_config.ipynb #5fbbbd3f
 _NANOGPT = dict(dropout=0.2, bias=False, mlp="gelu", tie_weights=True, learning_rate=1e-3, schedule="cosine", warmup_iters=100,
                 min_lr_fraction=0.1, beta2=0.99, weight_decay=0.1, grad_clip=1.0, eval_interval=250)
 _MODERN = dict(norm="rmsnorm", position="rope", mlp="relu2", bias=False, qk_norm=True, zero_init=True,
                optimizer="muon", schedule="wsd", beta2=0.95, eval_iters=0)
+_EARLY = _MODERN | dict(look_back=2, embed_norm=True, embed_skip=True, num_heads=2, n_embd=128, block_size=64, dropout=0.0, weight_decay=0.0,
+                        learning_rate=2e-2, decay_fraction=0.8, min_lr_fraction=0.05)
 _LADDER = dict(batch_size=32, block_size=8, n_embd=32, num_heads=4, n_layer=3, learning_rate=1e-3, dropout=0.0)
 
-# %% ../nbs/00_config.ipynb #fb1ce3ac
+# %% ../nbs/00_config.ipynb #e1fab270
 PRESETS = {
     "lecture": ("the scaled-up model of the lecture: for a GPU", {}),
     "ladder": ("the lecture's small transformer: a minute on a CPU", _LADDER),
@@ -198,9 +204,17 @@ PRESETS = {
         n_layer=4, num_heads=4, n_embd=128, block_size=64, batch_size=12, max_iters=2000, dropout=0.0, eval_iters=20)),
     "modern": ("the lecture's size with today's parts: for a GPU", _MODERN | dict(
         max_iters=2000, learning_rate=3e-3, eval_interval=250, dropout=0.2)),
-    "cpu": ("today's parts, small: about a minute on two cores", _MODERN | dict(
-        n_layer=4, num_heads=4, n_embd=128, block_size=64, batch_size=48, max_iters=500, eval_interval=100, learning_rate=1e-2,
-        muon_learning_rate=0.04, decay_fraction=0.5, dropout=0.0)),
+    "cpu": ("today's parts, small: about a minute on two cores", _EARLY | dict(
+        n_layer=4, block_size=128, batch_size=24, max_iters=1000, eval_interval=200, muon_learning_rate=0.04, muon_momentum=0.9)),
+    "speedrun-cpu": ("1.88, where nanoGPT's command for a CPU ends, in seconds", _EARLY | dict(
+        n_layer=1, embed_skip=False, batch_size=48, max_iters=80, eval_interval=0, sample_tokens=0, learning_rate=1.5e-2, muon_learning_rate=0.1,
+        muon_momentum=0.85)),
+    "speedrun-gpu": ("1.47, nanoGPT's best on a GPU, in seconds", _EARLY | dict(
+        n_layer=6, num_heads=6, n_embd=384, block_size=256, batch_size=64, dropout=0.2, max_iters=700, eval_interval=100, sample_tokens=0,
+        learning_rate=6e-3, muon_learning_rate=0.03)),
+    "best-gpu": ("the lowest loss at the lecture's size, on a GPU", _EARLY | dict(
+        n_layer=6, num_heads=6, n_embd=384, block_size=256, batch_size=64, dropout=0.4, max_iters=3000, eval_interval=100, weight_decay=0.1,
+        learning_rate=4e-3, muon_learning_rate=0.02)),
     "tiny": ("seconds on anything: to try things out", _LADDER | dict(
         block_size=16, n_layer=2, num_heads=2, max_iters=100, eval_interval=50, eval_iters=10, sample_tokens=80)),
 }

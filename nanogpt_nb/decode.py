@@ -32,13 +32,13 @@ class StaticCache(KVCache):
         self.k.index_copy_(2, self.at, k.to(self.k.dtype)); self.v.index_copy_(2, self.at, v.to(self.v.dtype))
         return self.mask, self.k, self.v                                           # (1, S), 2 of (B, H, S, D)
 
-# %% ../nbs/08b_decode.ipynb #82bf6118
+# %% ../nbs/08b_decode.ipynb #432ce9a6
 def embed(model:GPT, seen, # the tokens so far, by position, (B, S+1)
           at): # the position of the newest, (1,)
     "The model's input (B, 1, C) for the token at `at`, and its rotary angles."
     token, rope = seen.index_select(1, at), None                                   # (B, 1)
     x = model.token_embedding(token)                                               # (B, 1, C)
-    if model.ngram_embedding: x = x + model.ngram_embedding(token, _before(seen, at, model.config.ngrams - 1))
+    if model.ngram_embedding: x = x + model.ngram_embedding(token, _before(seen, at, model.ngram_embedding.reach))
     if model.config.position == "learned": x = x + model.position_embedding(at)
     else: rope = model.cos.index_select(0, at), model.sin.index_select(0, at)      # 2 of (1, D/2)
     return x, rope
@@ -49,18 +49,17 @@ def _before(seen, at, few):
     past = at - few + torch.arange(few, device=at.device)                          # (few,)
     return seen.index_select(1, past.clamp(min=0)).masked_fill(past < 0, -1)
 
-# %% ../nbs/08b_decode.ipynb #6e89e176
+# %% ../nbs/08b_decode.ipynb #af1acd32
 @torch.no_grad()
 def logits_at(model:GPT, seen, at, caches): # caches: a StaticCache a block
     "The logits (B, V) for what follows the token at `at`."
     hidden = torch.arange(caches[0].k.size(2), device=at.device) > at              # (S,)
     mask = torch.zeros(1, len(hidden), device=at.device).masked_fill(hidden, -torch.inf)
     x, rope = embed(model, seen, at)                                               # (B, 1, C)
-    for block, cache in zip(model.blocks, caches):
-        cache.at, cache.mask = at, mask
-        x = block(x, rope, cache)                                                  # (B, 1, C)
-        cache.at = cache.mask = None
-    return model.lm_head(model.ln_f(x))[:, -1].float()                             # (B, V)
+    for cache in caches: cache.at, cache.mask = at, mask
+    logits = model.through(x, rope, caches)                                        # (B, 1, V)
+    for cache in caches: cache.at = cache.mask = None
+    return logits[:, -1]                                                           # (B, V)
 
 # %% ../nbs/08b_decode.ipynb #d90aec8f
 def draw(probs, # (B, V)

@@ -6,11 +6,12 @@
 __all__ = ['rotary', 'rotate', 'CausalSelfAttention', 'attend', 'FeedForward', 'activate', 'make_norm', 'Block', 'GPT',
            'init_weights']
 
-# %% ../nbs/04_gpt.ipynb #77e454cb
+# %% ../nbs/04_gpt.ipynb #cc6105d3
 import math
 import torch, torch.nn as nn
 from torch.nn import functional as F
 from .config import NanoGPTConfig, ConfigError, patch
+from .lean import LONGEST, RMSNorm, relu2, rms_norm, short_attention
 from .ngrams import NGramEmbedding, remember
 
 # %% ../nbs/04_gpt.ipynb #ef526b20
@@ -26,7 +27,7 @@ def rotate(x, cos, sin):
     a, b = x.chunk(2, dim=-1)                                                    # 2 of (B, H, T, D/2)
     return torch.cat((a*cos - b*sin, a*sin + b*cos), dim=-1)                     # (B, H, T, D)
 
-# %% ../nbs/04_gpt.ipynb #e25c81fa
+# %% ../nbs/04_gpt.ipynb #6bd61e3e
 class CausalSelfAttention(nn.Module):
     "All heads of a layer: (B, T, C) -> (B, T, C)."
     def __init__(self, config:NanoGPTConfig):
@@ -41,6 +42,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, rope=None, cache=None):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.num_heads, self.head_size)          # (B, T, 3, H, D)
+        if self.is_short(qkv, rope, cache): return self.proj(short_attention(qkv, rope))   # (B, T, C)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                                     # 3 of (B, H, T, D)
         if self.qk_norm: q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         if rope is not None: q, k = rotate(q, *rope), rotate(k, *rope)           # (B, H, T, D)
@@ -49,6 +51,11 @@ class CausalSelfAttention(nn.Module):
         y = attend(q, k, v, past, self.dropout if self.training else 0.)         # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)                                   # (B, T, C)
         return self.resid_dropout(self.proj(y))                                  # (B, T, C)
+
+    def is_short(self, qkv, rope, cache) -> bool:
+        "Whether this is what `short_attention` does."
+        plain = cache is None and not (self.training and self.dropout)
+        return plain and self.qk_norm and rope is not None and qkv.device.type == "cpu" and qkv.size(1) <= LONGEST
 
 # %% ../nbs/04_gpt.ipynb #d99ade0b
 def attend(q, k, v,
@@ -79,41 +86,43 @@ class FeedForward(nn.Module):
 
     def forward(self, x): return self.dropout(self.proj(activate(self.fc(x), self.kind)))   # (B, T, C)
 
-# %% ../nbs/04_gpt.ipynb #70866aad
+# %% ../nbs/04_gpt.ipynb #84ffd03a
 def activate(x, kind:str):
     "The non-linearity called `kind`; swiglu halves the last dimension."
     if kind == "relu": return F.relu(x)
     if kind == "gelu": return F.gelu(x)
-    if kind == "relu2": return F.relu(x).square()
+    if kind == "relu2": return relu2(x)
     gate, x = x.chunk(2, dim=-1)
     return F.silu(gate) * x
 
-# %% ../nbs/04_gpt.ipynb #605b0757
+# %% ../nbs/04_gpt.ipynb #23e0a76d
 def make_norm(config:NanoGPTConfig) -> nn.Module:
     "The normalisation that `config` asks for, over the last dimension."
-    if config.norm == "rmsnorm": return nn.RMSNorm(config.n_embd, elementwise_affine=False)
+    if config.norm == "rmsnorm": return RMSNorm()
     return nn.LayerNorm(config.n_embd, bias=config.bias)
 
-# %% ../nbs/04_gpt.ipynb #cab9304e
+# %% ../nbs/04_gpt.ipynb #72bcfeff
 class Block(nn.Module):
     "Communication followed by computation: (B, T, C) -> (B, T, C)."
     def __init__(self, config:NanoGPTConfig):
         super().__init__()
         self.ln1, self.sa = make_norm(config), CausalSelfAttention(config)
         self.ln2, self.ffwd = make_norm(config), FeedForward(config)
+        self.skip = nn.Parameter(torch.tensor([1., 0.])) if config.embed_skip else None
 
-    def forward(self, x, rope=None, cache=None):
+    def forward(self, x, rope=None, cache=None, start=None): # start: what went into the first block
+        if self.skip is not None and start is not None: x = self.skip[0] * x + self.skip[1] * start   # (B, T, C)
         x = x + self.sa(self.ln1(x), rope, cache)                                # (B, T, C)
         return x + self.ffwd(self.ln2(x))                                        # (B, T, C)
 
-# %% ../nbs/04_gpt.ipynb #aa8bed77
+# %% ../nbs/04_gpt.ipynb #055cf11b
 class GPT(nn.Module):
     "A decoder-only transformer over `vocab_size` tokens."
     def __init__(self, config:NanoGPTConfig, vocab_size:int):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
-        self.ngram_embedding = NGramEmbedding(config, vocab_size) if config.ngrams > 1 else None
+        self.ngram_embedding = NGramEmbedding(config, vocab_size) if config.ngrams > 1 or config.look_back else None
         if config.position == "learned": self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         else:
             cos, sin = rotary(config.block_size, config.n_embd // config.num_heads)
@@ -124,7 +133,7 @@ class GPT(nn.Module):
         if config.tie_weights: self.lm_head.weight = self.token_embedding.weight
         init_weights(self)
 
-# %% ../nbs/04_gpt.ipynb #1cc1c8bd
+# %% ../nbs/04_gpt.ipynb #2b098d04
 @patch
 def forward(self:GPT, idx, # tokens (B, T), T at most block_size
             targets=None, # the tokens that follow, (B, T)
@@ -135,13 +144,22 @@ def forward(self:GPT, idx, # tokens (B, T), T at most block_size
     limit = self.config.block_size
     if stop > limit: raise ConfigError(f"{stop} tokens are more than block_size={limit}; give the model the last {limit}.")
     x, rope = self.token_embedding(idx), None                                    # (B, T, C)
-    if self.ngram_embedding: x = x + self.ngram_embedding(idx, remember(cache, idx, self.config.ngrams - 1))   # (B, T, C)
+    if self.ngram_embedding: x = x + self.ngram_embedding(idx, remember(cache, idx, self.ngram_embedding.reach))   # (B, T, C)
     if self.config.position == "learned": x = x + self.position_embedding(torch.arange(start, stop, device=idx.device))   # (B, T, C)
     else: rope = self.cos[start:stop], self.sin[start:stop]                      # 2 of (T, D/2)
-    for i, block in enumerate(self.blocks): x = block(x, rope, cache[i] if cache else None)   # (B, T, C)
-    logits = self.lm_head(self.ln_f(x)).float()                                  # (B, T, V)
+    logits = self.through(x, rope, cache)                                        # (B, T, V)
     loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     return logits, loss
+
+# %% ../nbs/04_gpt.ipynb #e8d99855
+@patch
+def through(self:GPT, x, # embeddings (B, T, C)
+            rope=None, cache=None): # as in `forward`
+    "Through the blocks to the logits (B, T, vocab_size)."
+    if self.config.embed_norm: x = rms_norm(x)                                   # (B, T, C)
+    start = x
+    for i, block in enumerate(self.blocks): x = block(x, rope, cache[i] if cache else None, start)   # (B, T, C)
+    return self.lm_head(self.ln_f(x)).float()                                    # (B, T, V)
 
 # %% ../nbs/04_gpt.ipynb #89159143
 def init_weights(model:GPT):

@@ -75,7 +75,7 @@ def _line(row:dict, text:str) -> str:
     numbers = f"{row['step']:5}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  {row.get('tokens_per_second', 0):8,.0f}"
     return f"{numbers}  {minutes:4}:{seconds:02}  {' / '.join(text.splitlines())}".rstrip()[:shutil.get_terminal_size((96, 24)).columns]
 
-# %% ../nbs/07b_loop.ipynb #53e151a1
+# %% ../nbs/07b_loop.ipynb #cb97b429
 class Loop:
     "A trainer at work in a run folder."
     def __init__(self, trainer:Trainer, run:Run, show:Show, stop:StopRequest,
@@ -84,14 +84,14 @@ class Loop:
         self.trainer, self.run, self.show, self.stop, self.on_estimate, self.news = trainer, run, show, stop, on_estimate, news
         self.saved, self.heard, self.reason = trainer.step if trainer.evaluated >= 0 else -1, 0., None
         self.since = self.looked = Mark(trainer.tokens)
-        self.speed, self.every = None, max(1, trainer.config.eval_interval // 20)
+        self.speed, self.every = None, max(1, (trainer.config.eval_interval or trainer.config.max_iters) // 20)
 
     def go(self) -> str:
         "Train until the end or until asked to stop: finished or stopped."
         t, c = self.trainer, self.trainer.config
         while True:
             end = t.step >= c.max_iters
-            if (end or t.step % c.eval_interval == 0) and t.evaluated < t.step: self.estimate(end)
+            if (end or c.eval_interval and t.step % c.eval_interval == 0) and t.evaluated < t.step: self.estimate(end)
             elif c.checkpoint_interval and t.step % c.checkpoint_interval == 0: self.save()
             if end or self.asked(): self.save(); return "finished" if end else "stopped"
             self.one_step()

@@ -26,17 +26,19 @@ def row_of(runs, # (B, T, n), -1 for none
     if (vocab_size + 1) ** runs.size(-1) <= rows: return number
     return (number * 0x9E3779B1 >> 12) % rows                                    # Fibonacci hashing: high bits of a product
 
-# %% ../nbs/04a_ngrams.ipynb #6d215765
+# %% ../nbs/04a_ngrams.ipynb #4b9aa088
 class NGramEmbedding(nn.Module):
     "What the last tokens say together: tokens (B, T) -> (B, T, C)."
     def __init__(self, config:NanoGPTConfig, vocab_size:int):
         super().__init__()
-        self.vocab_size, self.longest = vocab_size, config.ngrams
+        self.vocab_size, self.reach = vocab_size, max(config.ngrams - 1, config.look_back)
         self.tables = nn.ModuleList(nn.Embedding(min((vocab_size + 1) ** n, config.ngram_rows), config.n_embd) for n in range(2, config.ngrams + 1))
         for table in self.tables: nn.init.zeros_(table.weight)
+        self.shifted = nn.ModuleList(nn.Embedding(vocab_size + 1, config.n_embd) for _ in range(config.look_back))
 
-    def forward(self, idx, before=None): # before: the tokens before idx (B, longest-1), -1 for none
-        return sum(table(row_of(runs_of(idx, n, before), self.vocab_size, table.num_embeddings)) for n, table in enumerate(self.tables, 2))
+    def forward(self, idx, before=None): # before: the tokens before idx (B, reach), -1 for none
+        said = [table(row_of(runs_of(idx, n, before), self.vocab_size, table.num_embeddings)) for n, table in enumerate(self.tables, 2)]
+        return sum(said + [table(runs_of(idx, n, before)[..., 0] + 1) for n, table in enumerate(self.shifted, 2)])   # (B, T, C)
 
 # %% ../nbs/04a_ngrams.ipynb #b0b2fe4e
 def remember(cache, idx, few:int): # idx: the newest tokens (B, T)

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'train', 'agree', 'train_from_args', 'last_words', 'main']
 
-# %% ../nbs/07c_train.ipynb #8b23d927
+# %% ../nbs/07c_train.ipynb #ff551d0b
 import contextlib, json, os, shlex, shutil, signal, sys
 from pathlib import Path
 import torch
 from .capture import capture
 from .config import ConfigError, NanoGPTConfig, NanoGPTError, preset_for, write_whole
 from .data import load_dataset
+from .lean import keep_memory
 from .loop import Loop, Show, StopRequest, COLUMNS
 from .ranks import RankError, Ranks, disband, join, rank_here
 from .runs import Run, RunError, command, find_run, read_json
@@ -75,11 +76,12 @@ def _live(run, quiet):
     from nanogpt_nb.watch import live
     return live(run)
 
-# %% ../nbs/07c_train.ipynb #7fe9e9e0
+# %% ../nbs/07c_train.ipynb #2e012985
 @contextlib.contextmanager
 def _threads(config, device):
-    "One thread inside for a small model on a CPU."
+    "What a CPU wants: memory that stays, and one thread for a small model."
     before = torch.get_num_threads()
+    if device.type == "cpu": keep_memory()
     if device.type == "cpu" and config.n_embd < 128: torch.set_num_threads(1)
     try: yield
     finally: torch.set_num_threads(before)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EVAL_TOKENS', 'TrainError', 'Trainer', 'to_device', 'matmul_dtype']
 
-# %% ../nbs/07a_trainer.ipynb #966ab584
+# %% ../nbs/07a_trainer.ipynb #5ee709df
 import dataclasses, io, math, pickle
 from pathlib import Path
 import torch
@@ -13,6 +13,7 @@ from .config import NanoGPTConfig, NanoGPTError, patch
 from .data import get_batch
 from .bigram import estimate_loss, evaluate
 from .gpt import GPT
+from .lean import quick_at_bfloat16
 from .optim import lr_factor, make_optimizers, pack, set_lr, unpack
 from .ranks import Ranks
 from .runs import RunError
@@ -21,7 +22,7 @@ from .runs import RunError
 class TrainError(NanoGPTError):
     "Training that cannot go on."
 
-# %% ../nbs/07a_trainer.ipynb #330d2e7c
+# %% ../nbs/07a_trainer.ipynb #a201a61b
 class Trainer:
     "Model, optimisers, data order and random states of a run in progress."
     def __init__(self, config:NanoGPTConfig, dataset, device="cpu",
@@ -30,10 +31,11 @@ class Trainer:
         self.config, self.dataset, self.device = config, to_device(dataset, device), torch.device(device)
         self.model = self.forward = GPT(config, dataset.tokenizer.vocab_size).to(self.device)
         self.ranks = ranks or Ranks()
-        self.optimizers = make_optimizers(self.model, config, self.ranks)
+        self.dtype = matmul_dtype(config, self.device)
+        self.optimizers = make_optimizers(self.model, config, self.ranks, self.dtype)
         self.batches = torch.Generator().manual_seed(config.seed)                 # the order of the data
         self.step, self.seconds, self.best, self.evaluated = 0, 0., math.inf, -1
-        self.dtype, self.captured = matmul_dtype(config, self.device), None       # captured: what takes the steps, if not train_step itself
+        self.captured = None                                                      # captured: what takes the steps, if not train_step itself
 
     @property
     def tokens(self) -> int: return self.step * self.config.batch_size * self.config.block_size * self.config.gradient_accumulation_steps
@@ -46,13 +48,12 @@ def to_device(dataset, device):
     move = lambda tokens: tokens.to(device) if torch.is_tensor(tokens) else tokens
     return dataclasses.replace(dataset, train=move(dataset.train), val=move(dataset.val))
 
-# %% ../nbs/07a_trainer.ipynb #41bc5bed
+# %% ../nbs/07a_trainer.ipynb #c23c2ecf
 def matmul_dtype(config:NanoGPTConfig, device:torch.device) -> torch.dtype:
     "The type of matrix products: bfloat16 where the device multiplies it faster than float32."
     if config.dtype != "auto": return getattr(torch, config.dtype)
     if device.type == "cuda": return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    quick = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return torch.bfloat16 if device.type == "cpu" and config.n_embd >= 128 and quick() else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and config.n_embd >= 128 and quick_at_bfloat16() else torch.float32
 
 # %% ../nbs/07a_trainer.ipynb #bbe2fdbf
 @patch
@@ -73,7 +74,7 @@ def train_step(self:Trainer):
     self.step += 1
     return total
 
-# %% ../nbs/07a_trainer.ipynb #38a6ec83
+# %% ../nbs/07a_trainer.ipynb #ee9b31d8
 @patch
 def estimate(self:Trainer) -> dict[str, float]:
     "The losses on both splits: sampled as in the lecture, or, with eval_iters=0, over all of val and as much of train."
@@ -81,7 +82,8 @@ def estimate(self:Trainer) -> dict[str, float]:
     if c.eval_iters:
         with self.autocast():
             return estimate_loss(self.ranks.shared(self.model), self.dataset, c.batch_size, c.block_size, c.eval_iters, self.device, seed=c.seed)
-    return {"train": self.evaluate(self.dataset.train[:len(self.dataset.val)]), "val": self.evaluate(self.dataset.val)}
+    much = len(self.dataset.val) // (1 if c.eval_interval else 8)                  # of train; less where one estimate is all there is
+    return {"train": self.evaluate(self.dataset.train[:max(2, much)]), "val": self.evaluate(self.dataset.val)}
 
 # %% ../nbs/07a_trainer.ipynb #2d3d5b78
 EVAL_TOKENS = 1 << 20                                                              # of a split, at most

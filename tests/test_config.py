@@ -18,7 +18,7 @@ BAD = {
     "batch_size": [0, -1, "64", 1e3],
     "block_size": [0, -8, 8.0],
     "max_iters": [0, None],
-    "eval_interval": [0],
+    "eval_interval": [-1],
     "eval_iters": [-1],
     "dropout": [1.5, 1, -0.1, float("nan"), "0.1", False],
     "learning_rate": [0, -1e-3, float("inf"), float("nan")],
