@@ -36,7 +36,7 @@ from harness import OUT, ROOT, ConfigError, NanoGPTError, Report, ceilings, chil
 from peer import SEED, Peer, add_arguments
 
 TIME = time_to_loss.OURS["cuda"]
-BEST = "-m nanogpt_nb.train --preset best-gpu --device cuda --wandb disabled"
+BEST = "-m nanogpt_nb.cli train --preset best-gpu --device cuda --wandb disabled"
 LECTURE = "-m nanogpt_nb.train --preset lecture --device cuda --wandb disabled"
 SIZES = {"10.8M": ("modern", 0), "124M": ("gpt2", 0), "10.8M, the lecture's": ("lecture", 0)}   # preset of nanogpt bench, and its batch size; 0: the preset's
 MEASURED = dict(parameters=",", batch_size=",", block_size=",", training=",.0f", forward=",.0f", utilisation=".1%", forward_utilisation=".1%", memory=",.0f")

@@ -16,7 +16,7 @@ from pathlib import Path
 from harness import OUT, NanoGPTError, Report, entry, number, say, spread, table, train_ours
 from peer import SEED, Peer, add_arguments
 
-OURS = dict(cpu="-m nanogpt_nb.train --preset cpu --device cpu --wandb disabled", cuda="-m nanogpt_nb.train --preset modern --device cuda --wandb disabled")
+OURS = dict(cpu="-m nanogpt_nb.cli train --preset cpu --device cpu --wandb disabled", cuda="-m nanogpt_nb.cli train --preset modern --device cuda --wandb disabled")
 STEPS = dict(cpu=(20, 80), cuda=(100, 500))                                        # of the two short runs
 
 

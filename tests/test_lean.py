@@ -12,13 +12,15 @@ from nanogpt_nb import gpt
 from nanogpt_nb.config import NanoGPTConfig
 from nanogpt_nb.data import load_dataset
 from nanogpt_nb.gpt import GPT, CausalSelfAttention, rotary, rotate
-from nanogpt_nb.lean import HalfLinear, LONGEST, RMSNorm, halve, keep_memory, relu2, rms_norm, short_attention
+from nanogpt_nb.lean import LONGEST, HalfLinear, RMSNorm, halve, keep_memory, relu2, rms_norm, short_attention
 from nanogpt_nb.optim import AdamW, Muon
 from nanogpt_nb.sample import KVCache, generate
 from nanogpt_nb.train import train
 from nanogpt_nb.trainer import Trainer
 
-SMALL = NanoGPTConfig.preset("cpu").replace(n_layer=2, n_embd=32, num_heads=2, block_size=12, batch_size=4, dtype="float32", device="cpu", max_iters=6, sample_tokens=0)
+SMALL = NanoGPTConfig.preset("cpu").replace(
+    n_layer=2, n_embd=32, num_heads=2, block_size=12, batch_size=4, dtype="float32", device="cpu", max_iters=6, sample_tokens=0
+)
 TEXT = "".join("how now brown cow, the fox is in the henhouse, "[i * i % 40 :] + "\n" for i in range(60))
 
 
@@ -78,7 +80,11 @@ def test_norm_writes_what_the_product_reads():
         assert norm(x.bfloat16()).dtype is torch.bfloat16
 
 
-@pytest.mark.parametrize("changes", [{}, dict(look_back=0, ngrams=3), dict(embed_skip=False, position="learned"), dict(dropout=0.3), dict(block_size=20)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(look_back=0, ngrams=3), dict(embed_skip=False, position="learned"), dict(dropout=0.3), dict(block_size=20)],
+    ids=str,
+)
 def test_a_model_learns_the_same_with_and_without(changes, monkeypatch, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     config = SMALL.replace(data=str(tmp_path / "text.txt"), **changes)
@@ -186,7 +192,14 @@ def test_one_estimate_at_the_end(tmp_path):
     assert [row["step"] for row in run.estimates()] == [6] and run.status["state"] == "finished"
     again = train(config.replace(max_iters=8), resume=run, quiet=True, wandb="disabled")
     assert [row["step"] for row in again.estimates()] == [6, 8]
-    stopped = train(config.replace(max_iters=50), name="stopped", runs_dir=tmp_path / "runs", quiet=True, wandb="disabled", on_estimate=lambda row: "enough")
+    stopped = train(
+        config.replace(max_iters=50),
+        name="stopped",
+        runs_dir=tmp_path / "runs",
+        quiet=True,
+        wandb="disabled",
+        on_estimate=lambda row: "enough",
+    )
     assert [row["step"] for row in stopped.estimates()] == [50]
 
 
