@@ -195,7 +195,7 @@ _EARLY = _MODERN | dict(look_back=2, embed_norm=True, embed_skip=True, num_heads
                         learning_rate=2e-2, decay_fraction=0.8, min_lr_fraction=0.05)
 _LADDER = dict(batch_size=32, block_size=8, n_embd=32, num_heads=4, n_layer=3, learning_rate=1e-3, dropout=0.0)
 
-# %% ../nbs/00_config.ipynb #e1fab270
+# %% ../nbs/00_config.ipynb #68e8f005
 PRESETS = {
     "lecture": ("the scaled-up model of the lecture: for a GPU", {}),
     "ladder": ("the lecture's small transformer: a minute on a CPU", _LADDER),
@@ -207,7 +207,7 @@ PRESETS = {
     "cpu": ("today's parts, small: about a minute on two cores", _EARLY | dict(
         n_layer=4, block_size=128, batch_size=24, max_iters=1000, eval_interval=200, muon_learning_rate=0.04, muon_momentum=0.9)),
     "speedrun-cpu": ("1.88, where nanoGPT's command for a CPU ends, in seconds", _EARLY | dict(
-        n_layer=1, embed_skip=False, batch_size=48, max_iters=80, eval_interval=0, sample_tokens=0, learning_rate=1.5e-2, muon_learning_rate=0.1,
+        n_layer=1, embed_skip=False, batch_size=48, max_iters=90, eval_interval=0, sample_tokens=0, learning_rate=1.5e-2, muon_learning_rate=0.1,
         muon_momentum=0.85)),
     "speedrun-gpu": ("1.47, nanoGPT's best on a GPU, in seconds", _EARLY | dict(
         n_layer=6, num_heads=6, n_embd=384, block_size=256, batch_size=64, dropout=0.2, max_iters=700, eval_interval=100, sample_tokens=0,
