@@ -1,4 +1,4 @@
-"""Makes bench/RESULTS.md and its chart of the JSON files that the other scripts have written.
+"""Makes bench/RESULTS.md and its chart from the JSON files that the other scripts have written.
 
     python bench/results.py                        # of bench/out
     python bench/results.py --figures DIR --to DIR
@@ -130,8 +130,8 @@ def protocols(d) -> list[str]:
 
 def write_up(files, chart=None) -> str:
     "The text of RESULTS.md."
-    parts = ["# Results", "Figures of the scripts in this folder, made by `python bench/results.py` from their files. Ratios are against karpathy/nanoGPT, run by turns on the same machine, text and split. "
-             "A time is that of a whole process, imports and evaluations included; a loss is over the whole validation split (the last tenth of tiny Shakespeare), each character but the first predicted once in windows of the context length that is named."]
+    parts = ["# Results", "Figures of the scripts in this folder, made by `python bench/results.py` from their files. Ratios are against karpathy/nanoGPT, run in turn on the same machine, text and split. "
+             "A time is that of a whole process, imports and evaluations included; a loss is over the whole validation split (the last tenth of tiny Shakespeare), each character but the first predicted once in windows of the context length that is named. The settings of our presets were chosen by this same loss; nanoGPT's are its own."]
     for group, title in TITLES.items():
         parts += [f"## {title}", table(["figure", "target", "measured", "met", "how", "of"], [f.row(files) for f in FIGURES if f.group == group])]
     if chart: parts.append(f"![Loss against wall seconds, ours and nanoGPT's, of each process from its start]({chart})")

@@ -1,7 +1,7 @@
 """How long, as a whole process, until the loss over the whole validation split is at a target?
 
     python bench/time_to_loss.py --peer DIR                          # 5 seeds of ours, in turn with nanoGPT's CPU command
-    python bench/time_to_loss.py --seeds 3 --target 1.62 --ours "-m nanogpt_nb.train --preset cpu --wandb disabled"
+    python bench/time_to_loss.py --seeds 3 --target 1.62 --ours "-m nanogpt_nb.cli train --preset cpu --wandb disabled"
     python bench/time_to_loss.py --device cuda --peer DIR            # the target is 1.4697, the commands are those for a GPU
 
 ours      wall seconds from the start of the process until it has exited: imports, text, training, our own evaluations over

@@ -195,7 +195,7 @@ _EARLY = _MODERN | dict(look_back=2, embed_norm=True, embed_skip=True, num_heads
                         learning_rate=2e-2, decay_fraction=0.8, min_lr_fraction=0.05)
 _LADDER = dict(batch_size=32, block_size=8, n_embd=32, num_heads=4, n_layer=3, learning_rate=1e-3, dropout=0.0)
 
-# %% ../nbs/00_config.ipynb #68e8f005
+# %% ../nbs/00_config.ipynb #73472c70
 PRESETS = {
     "lecture": ("the scaled-up model of the lecture: for a GPU", {}),
     "ladder": ("the lecture's small transformer: a minute on a CPU", _LADDER),
@@ -209,10 +209,10 @@ PRESETS = {
     "speedrun-cpu": ("1.88, where nanoGPT's command for a CPU ends, in seconds", _EARLY | dict(
         n_layer=1, embed_skip=False, batch_size=48, max_iters=90, eval_interval=0, sample_tokens=0, learning_rate=1.5e-2, muon_learning_rate=0.1,
         muon_momentum=0.85)),
-    "speedrun-gpu": ("1.47, nanoGPT's best on a GPU, in seconds", _EARLY | dict(
+    "speedrun-gpu": ("after 1.47, nanoGPT's best, in few steps: for a GPU, and not tuned on one yet", _EARLY | dict(
         n_layer=6, num_heads=6, n_embd=384, block_size=256, batch_size=64, dropout=0.2, max_iters=700, eval_interval=100, sample_tokens=0,
         learning_rate=6e-3, muon_learning_rate=0.03)),
-    "best-gpu": ("the lowest loss at the lecture's size, on a GPU", _EARLY | dict(
+    "best-gpu": ("after the lowest loss at the lecture's size: for a GPU, and not tuned on one yet", _EARLY | dict(
         n_layer=6, num_heads=6, n_embd=384, block_size=256, batch_size=64, dropout=0.4, max_iters=3000, eval_interval=100, weight_decay=0.1,
         learning_rate=4e-3, muon_learning_rate=0.02)),
     "tiny": ("seconds on anything: to try things out", _LADDER | dict(

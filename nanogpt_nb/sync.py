@@ -41,7 +41,7 @@ def sync(runs:str|Path|Run|list|None=None, # names, folders; None: all that W&B 
     if chosen and not can_log_in(): raise SyncError(f"There is no key for W&B's server {wandb_host()} here; log in with wandb login, or set WANDB_API_KEY, and try again.")
     return [(told := send(run), show(told))[0] for run in dict.fromkeys(chosen)]
 
-# %% ../nbs/09e_sync.ipynb #7a978330
+# %% ../nbs/09e_sync.ipynb #e70c87cd
 def send(run:Run) -> dict:
     "Send one run."
     said = lambda state, why: dict(name=run.name, state=state, rows=run.wandb.get("rows"), url=run.wandb.get("url"), said=why)
@@ -53,7 +53,7 @@ def send(run:Run) -> dict:
     except OSError as e: return closed(e.strerror or e)
     try: code = process.wait()
     except BaseException: process.kill(); process.wait(); raise
-    if code == 0: return said("sent", f"{run.name} is sent: {run.wandb.get('url')}")
+    if code == 0: return said("sent", f"{run.name} is sent: {run.wandb.get('url') or 'its page is at W&B'}")
     if code == BUSY: return said("failed", f"{run.name} is not sent: another process is telling W&B of it now; wait for that one, then try again.")
     why = run.wandb.get("error") or f"its process ended with exit code {code}, see {run.path/'wandb'/'follower.log'}"
     return said("failed", f"{run.name} is not sent: {why}.")
