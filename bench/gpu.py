@@ -158,6 +158,7 @@ def lecture_part(p:Part) -> str:
     "The lecture's run and its curve."
     with tempfile.TemporaryDirectory(prefix="nanogpt-bench-", dir=p.a.tmp) as folder:
         run = train_ours(p.ours(LECTURE), folder, "lecture", SEED, p.more, p.left())
+    if run["too_long"]: raise NanoGPTError("The lecture's run was ended when the time was up; give it more with --limit, or a part of its own.")
     last, lowest = run["rows"][-1], min(r["val_loss"] for r in run["rows"])
     whole = last.get("val_loss_whole_split", last["val_loss"] if run["config"].get("eval_iters") == 0 else None)
     p.report.save(run=run, summary=dict(steps=last["step"], val_loss=last["val_loss"], train_loss=last["train_loss"], lowest=lowest, whole_split=whole, process=run["process"], training=run["training"],

@@ -42,7 +42,7 @@ def one_of_ours(words, seed, name, runs, target, check=True, device="cpu", more=
     if run["too_long"]: at = None                                                  # it was ended by us: no whole process
     run |= dict(reached=at is not None, known=at and at["wall"], loss=at and at["loss"], final=run["points"][-1]["loss"] if run["points"] else None, tokens=at and at["tokens"])
     if at and at["tokens"] and c: run["flops"] = at["tokens"] * flops_per_token(**{k: c[k] for k in ("n_layer", "n_embd", "block_size", "mlp")}, vocab_size=VOCABULARY)
-    if check and run["points"]: run["checked"] = evaluate(run["run"], "--device", device)
+    if check and run["points"]: run["checked"] = evaluate(run["run"], "--device", device, limit=limit or 300)
     if not run["points"]: run["why"] = "it made no evaluation over the whole validation split (--eval-iters 0 makes them)"
     said = "took longer than the limit" if run["too_long"] else f"{run['process']:.1f} s, " + (f"{at['loss']:.4f} known after {at['wall']:.1f} s" if at else f"missed {target:g} ({run.get('why') or number(run['final'], '.4f')})")
     say(f"ours, seed {seed}: {said}")

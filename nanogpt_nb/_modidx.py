@@ -2936,6 +2936,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'nanogpt_nb.sample._step': ('sample.html#_step', 'nanogpt_nb/sample.py'),
                                    'nanogpt_nb.sample._told': ('sample.html#_told', 'nanogpt_nb/sample.py'),
                                    'nanogpt_nb.sample.generate': ('sample.html#generate', 'nanogpt_nb/sample.py'),
+                                   'nanogpt_nb.sample.lighter': ('sample.html#lighter', 'nanogpt_nb/sample.py'),
                                    'nanogpt_nb.sample.load_model': ('sample.html#load_model', 'nanogpt_nb/sample.py'),
                                    'nanogpt_nb.sample.next_probs': ('sample.html#next_probs', 'nanogpt_nb/sample.py'),
                                    'nanogpt_nb.sample.pieces': ('sample.html#pieces', 'nanogpt_nb/sample.py'),

@@ -136,7 +136,7 @@ def _check_place(args):
     for flag in ("queue", "after", "send_wandb_key", "nproc", "include"):
         if getattr(args, flag): raise ConfigError(f"--{flag.replace('_', '-')} is about training on another machine; say which with --on HOST, or leave it out.")
 
-# %% ../nbs/00b_args.ipynb #3cdbcc21
+# %% ../nbs/00b_args.ipynb #a53b1eca
 @dataclass(frozen=True)
 class SampleArgs:
     "Write text with a trained model."
@@ -151,7 +151,7 @@ class SampleArgs:
     num_samples: int = 1 # texts to write, in one batch
     checkpoint: Literal["best", "last"] = "best" # the lowest validation loss, or the latest step
     device: str = "auto" # auto, cpu, cuda, cuda:N or mps
-    cache: bool = True # keep keys and values of the tokens before: quicker, the same text
+    cache: bool = True # keep keys and values of the tokens before: quicker, the same text up to rounding
     runs_dir: Annotated[Path, _text("DIR")] = Path("runs") # folder that holds the runs
 
 # %% ../nbs/00b_args.ipynb #9fd477e1
@@ -163,10 +163,11 @@ def parse_sample(argv:list[str]|None=None, # words after the command; None: thos
         raise ConfigError(f"There are two prompts, --prompt {args.prompt!r} and --prompt-file {args.prompt_file}; give one of them.")
     return args
 
-# %% ../nbs/00b_args.ipynb #32b10f26
+# %% ../nbs/00b_args.ipynb #8630bec4
 def exit_code(command:Callable[[], int|None]) -> int:
     "Call `command`; its errors become a sentence on standard error and the exit code that is returned."
-    _mend_streams(); _collect_less()
+    _mend_streams()
+    before = _collect_less()
     try:
         code = command() or 0
         sys.stdout.flush()
@@ -185,12 +186,15 @@ def exit_code(command:Callable[[], int|None]) -> int:
         _drop_stdout()
         print(f"nanogpt: {what} ({e.strerror or e}); check its place, its permissions and the room there.", file=sys.stderr)
         return 1
+    finally: gc.set_threshold(*before)
 
-# %% ../nbs/00b_args.ipynb #a970172b
+# %% ../nbs/00b_args.ipynb #fb44bccd
 def _collect_less():
-    "For a command: fewer searches for garbage, and none when the process ends."
+    "For a command: fewer searches for garbage, and none when the process ends; how it was before."
+    before = gc.get_threshold()
     gc.set_threshold(100_000, 20, 20)
     atexit.unregister(gc.freeze); atexit.register(gc.freeze)
+    return before
 
 def _drop_stdout():
     "Nothing is left to flush at exit."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VOCABULARY', 'GPT2', 'EXTRA', 'TURNS', 'subject', 'bench', 'bench_from_args']
 
-# %% ../nbs/14c_bench.ipynb #302a2fa3
+# %% ../nbs/14c_bench.ipynb #7390375a
 import contextlib, difflib, json, math, platform, shutil, statistics, sys, time
 from types import SimpleNamespace
 import torch
@@ -17,7 +17,7 @@ from .config import PRESETS, ConfigError, NanoGPTConfig, NanoGPTError, preset_fo
 from .data import Dataset, get_batch
 from .gpt import GPT
 from .ranks import Ranks
-from .sample import resolve_device, stream
+from .sample import lighter, resolve_device, stream
 from .train import _device_name, _threads
 from .trainer import Trainer
 
@@ -119,7 +119,7 @@ def _bar(progress):
     from tqdm import tqdm
     with tqdm(leave=False, dynamic_ncols=True, unit=" turns", disable=not (progress and sys.stderr and sys.stderr.isatty())) as bar: yield bar
 
-# %% ../nbs/14c_bench.ipynb #57df7cd1
+# %% ../nbs/14c_bench.ipynb #602ecca0
 def _prepared(name, config, vocabulary, device, seconds, batch, tell) -> tuple[dict, list[Timed]]:
     "What is known of a preset before it is timed, and what there is to time, warmed up."
     start, before = time.perf_counter(), begin_peak(device)
@@ -127,7 +127,7 @@ def _prepared(name, config, vocabulary, device, seconds, batch, tell) -> tuple[d
     with _threads(config, device): t.train_step(); wait_for(device); threads = torch.get_num_threads() if device.type == "cpu" else None
     first, jobs = time.perf_counter() - start, _training(t)
     for job in jobs: job.warm_up(seconds)
-    most, writer = peak(device), lambda: GPT(config, vocabulary).to(device).eval()   # a model each: what is captured of one is for one batch
+    most, writer = peak(device), lambda: lighter(GPT(config, vocabulary).to(device).eval())   # a model each: what is captured of one is for one batch
     texts = [job for b in dict.fromkeys((1, batch)) for job in _sampling(writer(), device, b)]
     for job in texts: job.warm_up(seconds)
     return dict(preset=name, parameters=t.model.num_parameters(), batch_size=config.batch_size, block_size=config.block_size,

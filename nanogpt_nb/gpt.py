@@ -27,7 +27,7 @@ def rotate(x, cos, sin):
     a, b = x.chunk(2, dim=-1)                                                    # 2 of (B, H, T, D/2)
     return torch.cat((a*cos - b*sin, a*sin + b*cos), dim=-1)                     # (B, H, T, D)
 
-# %% ../nbs/04_gpt.ipynb #6bd61e3e
+# %% ../nbs/04_gpt.ipynb #d0444891
 class CausalSelfAttention(nn.Module):
     "All heads of a layer: (B, T, C) -> (B, T, C)."
     def __init__(self, config:NanoGPTConfig):
@@ -54,7 +54,7 @@ class CausalSelfAttention(nn.Module):
 
     def is_short(self, qkv, rope, cache) -> bool:
         "Whether this is what `short_attention` does."
-        plain = cache is None and not (self.training and self.dropout)
+        plain = cache is None and not (self.training and self.dropout) and not torch.compiler.is_compiling()
         return plain and self.qk_norm and rope is not None and qkv.device.type == "cpu" and qkv.size(1) <= LONGEST
 
 # %% ../nbs/04_gpt.ipynb #d99ade0b

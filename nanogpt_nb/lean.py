@@ -6,12 +6,13 @@
 __all__ = ['LONGEST', 'rms_norm', 'RMSNorm', 'relu2', 'short_attention', 'HalfLinear', 'halve', 'quick_at_bfloat16',
            'keep_memory']
 
-# %% ../nbs/04b_lean.ipynb #730e9e5a
+# %% ../nbs/04b_lean.ipynb #e94649f4
 import math
 import torch, torch.nn as nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# %% ../nbs/04b_lean.ipynb #911d4021
+# %% ../nbs/04b_lean.ipynb #586b27a3
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, eps, dtype):
@@ -21,35 +22,35 @@ class _RMSNorm(torch.autograd.Function):
         return y if y.dtype == dtype else y.to(dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         y, r = ctx.saved_tensors
         return _unscale(g.to(y.dtype), y, r), None, None
 
-# %% ../nbs/04b_lean.ipynb #738cbe05
+# %% ../nbs/04b_lean.ipynb #e412cdcd
 def _mean(a, b):
-    "The mean of the products over the last dimension, which stays with size 1."
-    return torch.linalg.vecdot(a, b).mul_(1 / a.size(-1)).unsqueeze(-1)
+    "The mean of the products over the last dimension, which stays with size 1; autocast would round it."
+    with torch.autocast("cpu", enabled=False): return torch.linalg.vecdot(a, b).mul_(1 / a.size(-1)).unsqueeze(-1)
 
 def _unscale(g, y, r):
     "The gradient of `x` where `y = x * r` has the gradient `g`, and `r` is one over the size of `x`."
     return torch.addcmul(g, y, _mean(g, y), value=-1).mul_(r)
 
-# %% ../nbs/04b_lean.ipynb #ba73ecca
-def rms_norm(x, # (..., C), float32 or float64
+# %% ../nbs/04b_lean.ipynb #7d2c5d89
+def rms_norm(x, # (..., C)
              dtype=None): # of the result; None: as x
     "`x` divided by its root mean square over the last dimension."
-    if x.device.type != "cpu": return F.rms_norm(x, x.shape[-1:]).to(dtype or x.dtype)
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64): return F.rms_norm(x, x.shape[-1:]).to(dtype or x.dtype)
     return _RMSNorm.apply(x, torch.finfo(x.dtype).eps, dtype or x.dtype)
 
-# %% ../nbs/04b_lean.ipynb #a1d3b832
+# %% ../nbs/04b_lean.ipynb #8f59b227
 class RMSNorm(nn.Module):
-    "RMSNorm without weights: (..., C) -> (..., C), in the type of the matrix products."
+    "RMSNorm without weights: (..., C) -> (..., C), on a CPU in the type of the matrix products."
     def forward(self, x):
-        kind = x.device.type
-        if kind != "cpu" or x.dtype not in (torch.float32, torch.float64): return F.rms_norm(x, x.shape[-1:])
-        return rms_norm(x, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
+        cast = x.device.type == "cpu" and x.dtype is torch.float32 and torch.is_autocast_enabled("cpu")
+        return rms_norm(x, torch.get_autocast_dtype("cpu") if cast else None)
 
-# %% ../nbs/04b_lean.ipynb #4324c2ff
+# %% ../nbs/04b_lean.ipynb #f123ed44
 class _ReLU2(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h):
@@ -58,6 +59,7 @@ class _ReLU2(torch.autograd.Function):
         return r * r
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         r, = ctx.saved_tensors
         return (g * r).mul_(2)
@@ -108,7 +110,7 @@ def _backward(g, y, r, q, k, v, p, cos, sin):
     dqkv[:, :, :2].copy_(_unscale(dz, y, r).permute(1, 3, 0, 2, 4))
     return dqkv
 
-# %% ../nbs/04b_lean.ipynb #e83833b9
+# %% ../nbs/04b_lean.ipynb #9a7f84b8
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv, cos, sin, eps):
@@ -117,6 +119,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g): return _backward(g, *ctx.saved_tensors), None, None, None
 
 # %% ../nbs/04b_lean.ipynb #44134408

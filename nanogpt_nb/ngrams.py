@@ -17,14 +17,14 @@ def runs_of(idx, # tokens (B, T)
     if before is None: before = idx.new_full((len(idx), n - 1), -1)
     return torch.cat((before[:, before.size(1) - n + 1:], idx), dim=1).unfold(1, n, 1)
 
-# %% ../nbs/04a_ngrams.ipynb #eb051ad0
+# %% ../nbs/04a_ngrams.ipynb #a3f69d7c
 def row_of(runs, # (B, T, n), -1 for none
            vocab_size:int, rows:int): # of the table
     "The row of each run, (B, T): its own where the table has room for all, else one that a hash gives it."
     number = torch.zeros_like(runs[..., 0])                                      # (B, T)
     for digit in runs.unbind(-1): number = number * (vocab_size + 1) + digit + 1
     if (vocab_size + 1) ** runs.size(-1) <= rows: return number
-    return (number * 0x9E3779B1 >> 12) % rows                                    # Fibonacci hashing: high bits of a product
+    return (number * -0x61C8864680B583EB >> 40) % rows                           # Fibonacci hashing: the high bits of a product of 64
 
 # %% ../nbs/04a_ngrams.ipynb #4b9aa088
 class NGramEmbedding(nn.Module):

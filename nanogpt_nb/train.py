@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'train', 'agree', 'train_from_args', 'last_words', 'main']
 
-# %% ../nbs/07c_train.ipynb #ff551d0b
-import contextlib, json, os, shlex, shutil, signal, sys
+# %% ../nbs/07c_train.ipynb #9bc8252d
+import contextlib, json, math, os, shlex, shutil, signal, sys
 from pathlib import Path
 import torch
 from .capture import capture
@@ -109,7 +109,7 @@ def _keep_best(run, trainer):
     about = [read_json(run.path/which/"checkpoint.json") for which in ("last", "best")]
     if about[0].get("val_loss") == trainer.best and about[0].get("step") != about[1].get("step"): run.tidy("last"); run.link_checkpoint()
 
-# %% ../nbs/07c_train.ipynb #ef63adfd
+# %% ../nbs/07c_train.ipynb #855cc4fe
 def _loop(run, trainer, show, tracking, on_estimate, stop=None):
     "Say what begins, train, say how it ended."
     c, d = trainer.config, trainer.dataset
@@ -127,7 +127,8 @@ def _loop(run, trainer, show, tracking, on_estimate, stop=None):
         state = loop.go()
     why = dict(reason=str(loop.reason)) if loop.reason else {}
     run.set_status(state, signal=stop.signal, **loop.standing(), **why)
-    show(f"{state} at step {trainer.step} of {c.max_iters}{f' ({loop.reason})' if why else ''}, best val loss {trainer.best:.4f}, {trainer.seconds:.0f} s")
+    best = f"best val loss {trainer.best:.4f}, " if math.isfinite(trainer.best) else ""
+    show(f"{state} at step {trainer.step} of {c.max_iters}{f' ({loop.reason})' if why else ''}, {best}{trainer.seconds:.0f} s")
     if state == "stopped": show(f"to go on: train(resume={run.name!r}), or nanogpt train --resume {run.name}")
 
 # %% ../nbs/07c_train.ipynb #df30ef72

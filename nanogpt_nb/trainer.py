@@ -74,10 +74,10 @@ def train_step(self:Trainer):
     self.step += 1
     return total
 
-# %% ../nbs/07a_trainer.ipynb #ee9b31d8
+# %% ../nbs/07a_trainer.ipynb #ae1a16c3
 @patch
 def estimate(self:Trainer) -> dict[str, float]:
-    "The losses on both splits: sampled as in the lecture, or, with eval_iters=0, over all of val and as much of train."
+    "The losses on both splits: sampled as in the lecture, or, with eval_iters=0, over all of val and as much of train (an eighth, where one estimate is all there is)."
     c = self.config
     if c.eval_iters:
         with self.autocast():
@@ -85,13 +85,14 @@ def estimate(self:Trainer) -> dict[str, float]:
     much = len(self.dataset.val) // (1 if c.eval_interval else 8)                  # of train; less where one estimate is all there is
     return {"train": self.evaluate(self.dataset.train[:max(2, much)]), "val": self.evaluate(self.dataset.val)}
 
-# %% ../nbs/07a_trainer.ipynb #2d3d5b78
+# %% ../nbs/07a_trainer.ipynb #af4e9226
 EVAL_TOKENS = 1 << 20                                                              # of a split, at most
 
 @patch
 def evaluate(self:Trainer, tokens) -> float: # of a split, (N,)
     "The mean loss over `tokens`, each predicted once; over the first EVAL_TOKENS where there are more."
-    much = min(1 << 16, (1 << 28) // self.model.vocab_size) if self.device.type == "cuda" else 0   # fewer and larger batches for a GPU
+    c = self.config
+    much = min(1 << 16, (1 << 28) // self.model.vocab_size, 4 * c.batch_size * c.block_size) if self.device.type == "cuda" else 0   # fewer and larger for a GPU
     rows = max(1, max(1 << 14, much) // self.config.block_size)
     with self.autocast(): return evaluate(self.ranks.shared(self.model), tokens[:EVAL_TOKENS], self.config.block_size, rows, self.device)
 

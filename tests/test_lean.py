@@ -1,6 +1,9 @@
 "The backward passes that are written by hand, and the models made of them."
 
+import gc
+import os
 import platform
+import signal
 import subprocess
 import sys
 
@@ -9,12 +12,14 @@ import torch
 from torch.nn import functional as F
 
 from nanogpt_nb import gpt
+from nanogpt_nb.args import exit_code
 from nanogpt_nb.config import NanoGPTConfig
 from nanogpt_nb.data import load_dataset
 from nanogpt_nb.gpt import GPT, CausalSelfAttention, rotary, rotate
 from nanogpt_nb.lean import LONGEST, HalfLinear, RMSNorm, halve, keep_memory, relu2, rms_norm, short_attention
+from nanogpt_nb.ngrams import row_of
 from nanogpt_nb.optim import AdamW, Muon
-from nanogpt_nb.sample import KVCache, generate
+from nanogpt_nb.sample import KVCache, generate, sample
 from nanogpt_nb.train import train
 from nanogpt_nb.trainer import Trainer
 
@@ -70,6 +75,34 @@ def test_bits_of_bfloat16_make_the_same_relu():
     assert torch.equal(relu2(h), F.relu(h).square())
     turned = torch.randn(8, 6).bfloat16().T  # not in order
     assert torch.equal(relu2(turned), F.relu(turned).square())
+
+
+def test_autocast_rounds_what_the_norm_writes_and_nothing_before():
+    x, g = (torch.randn(64, 128, generator=torch.Generator().manual_seed(i), requires_grad=not i) for i in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = rms_norm(x)
+        (grad,) = torch.autograd.grad(y, x, g)
+        assert torch.equal(RMSNorm()(x), y.bfloat16())
+    assert torch.allclose(y, F.rms_norm(x, (128,)), atol=1e-5)
+    assert torch.allclose(grad, torch.autograd.grad(F.rms_norm(x, (128,)), x, g)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_small_numbers_of_any_type_are_normalised(dtype):
+    x = (0.02 * torch.randn(16, 128, generator=torch.Generator().manual_seed(0))).to(dtype)
+    assert rms_norm(x).dtype is dtype and rms_norm(x).float().square().mean().sqrt().item() == pytest.approx(1, abs=0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert RMSNorm()(x).dtype is dtype
+
+
+@pytest.mark.parametrize(
+    "f", [rms_norm, relu2, lambda x: short_attention(x.view(2, 4, 3, 1, 2), rotary(4, 2))], ids=["norm", "relu2", "attention"]
+)
+def test_a_gradient_of_the_gradient_is_refused(f):
+    x = torch.randn(2, 24, requires_grad=True)
+    (g,) = torch.autograd.grad(f(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(g.sum(), x)
 
 
 def test_norm_writes_what_the_product_reads():
@@ -149,6 +182,7 @@ def test_halved_it_writes_nearly_the_same(tied):
 def test_optimisers_leave_the_compiler_alone():
     code = """
 import sys, torch
+from nanogpt_nb.ngrams import row_of
 from nanogpt_nb.optim import AdamW, Muon
 for made in (AdamW, Muon):
     p = torch.nn.Parameter(torch.ones(4, 4)); p.grad = torch.ones(4, 4)
@@ -201,6 +235,33 @@ def test_one_estimate_at_the_end(tmp_path):
         on_estimate=lambda row: "enough",
     )
     assert [row["step"] for row in stopped.estimates()] == [50]
+
+
+def test_a_run_that_was_stopped_before_its_one_estimate_can_be_sampled(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text(TEXT)
+    step = Trainer.train_step
+    monkeypatch.setattr(
+        Trainer, "train_step", lambda self: (step(self), os.kill(os.getpid(), signal.SIGTERM) if self.step == 3 else None)[0]
+    )
+    run = train(SMALL.replace(data=str(tmp_path / "text.txt"), eval_interval=0), runs_dir=tmp_path / "runs", quiet=True, wandb="disabled")
+    assert run.status["state"] == "stopped" and not run.estimates() and "inf" not in (run.path / "log.txt").read_text()
+    assert sample(run, "the", 5)[0].startswith("the")
+
+
+def test_garbage_is_collected_as_before_when_a_command_has_ended():
+    before, seen = gc.get_threshold(), []
+    assert exit_code(lambda: seen.append(gc.get_threshold())) == 0
+    assert seen != [before] and gc.get_threshold() == before
+
+
+@pytest.mark.parametrize("vocab_size", [65, 127, 255, 1023])
+def test_every_token_of_a_run_counts_for_its_row(vocab_size):
+    runs = torch.randint(vocab_size, (500, 5), generator=torch.Generator().manual_seed(0))
+    rows = row_of(runs, vocab_size, 16384)
+    for place in range(5):
+        other = runs.clone()
+        other[:, place] = (other[:, place] + 64) % vocab_size
+        assert (row_of(other, vocab_size, 16384) == rows).float().mean() < 0.02
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
