@@ -1,10 +1,10 @@
 """Makes bench/RESULTS.md and its chart from the JSON files that the other scripts have written.
 
-    python bench/results.py                        # of bench/out
+    python bench/results.py                        # of bench/out and bench/figures
     python bench/results.py --figures DIR --to DIR
 
 For each figure the newest file that has it counts. Trials (--dry-run, --quick, --peer-args, --data) never count. What no file has
-is "not measured", and a target that was not met says so.
+is "not measured", and a target that was not met says so. The files that count are kept in bench/figures.
 """
 import argparse
 import json
@@ -15,10 +15,21 @@ from harness import OUT, ConfigError, entry, number, say, table
 HERE = Path(__file__).resolve().parent
 
 
-def read(folder) -> list[dict]:
-    "The figures in a folder, newest first, without the trials."
+def keep(files, kept, new):
+    "Have what counts, and nothing else, in the folder of kept figures."
+    from nanogpt_nb.config import write_whole
+    kept.mkdir(exist_ok=True)
+    names = {d["file"] for d in files}
+    for name in names:
+        if not (kept/name).exists(): write_whole(kept/name, (new/name).read_bytes())
+    for path in kept.glob("*.json"):
+        if path.name not in names: path.unlink()
+
+
+def read(*folders) -> list[dict]:
+    "The figures in some folders, newest first, without the trials."
     found = []
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in sorted({path.name: path for folder in folders for path in Path(folder).glob("*.json")}.values()):
         try: d = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as e: say(f"{path} is passed over: it cannot be read ({e})"); continue
         if isinstance(d, dict) and "kind" in d and not any(d.get(k) for k in ("trial", "dry_run", "quick")): found.append(d | dict(file=path.name))
@@ -152,7 +163,8 @@ def draw(files, path) -> bool:
     except ImportError as e: say(f"no chart: {e}; pip install matplotlib"); return False
     figure, panels = plt.subplots(1, len(shown), figsize=(5.2 * len(shown), 3.4), squeeze=False, layout="constrained")
     for ax, d in zip(panels[0], shown):
-        for side, colour, name in ((d["peer"], "#777777", "nanoGPT (its own estimate)"), (d["runs"], "#0072B2", "ours (whole split)")):
+        alone = next((f["runs"] for f in files if f["kind"] in TIMES and f["device"] == d["device"] and f.get("runs") and not f.get("peer")), [])
+        for side, colour, name in ((d["peer"], "#777777", "nanoGPT (its own estimate)"), (d["runs"], "#0072B2", "ours (whole split)"), (alone, "#009E73", "ours, nanogpt train")):
             for i, run in enumerate(side): ax.plot([p["wall"] for p in run["points"]], [p["loss"] for p in run["points"]], ".-", color=colour, lw=1.2, ms=4, label=f"{name}, {len(side)} run{'s' * (len(side) > 1)}" if not i else None)
         ax.axhline(d["target"], color="#D55E00", lw=1, ls="--", label=f"target {d['target']:g}")
         ax.set_xscale("log"); ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.xaxis.set_major_formatter("{x:g}"); ax.xaxis.set_minor_formatter("")
@@ -166,12 +178,14 @@ def draw(files, path) -> bool:
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--figures", default=OUT, type=Path, metavar="DIR", help="folder with the JSON files (bench/out)")
+    p.add_argument("--figures", default=None, type=Path, metavar="DIR", help="folder with new JSON files (bench/out, where there is one)")
     p.add_argument("--to", default=HERE, type=Path, metavar="DIR", help="folder for RESULTS.md and results.png (bench)")
     a = p.parse_args()
-    if not a.figures.is_dir(): raise ConfigError(f"There are no figures in {a.figures}; measure some, for instance with python bench/time_to_loss.py --peer DIR.")
-    files = read(a.figures)
     if not a.to.is_dir(): raise ConfigError(f"--to {a.to} is not a folder; make it, or give another.")
+    kept, new = a.to/"figures", a.figures or OUT
+    if not new.is_dir() and (a.figures or not kept.is_dir()): raise ConfigError(f"There are no figures in {new}; measure some, for instance with python bench/time_to_loss.py --peer DIR.")
+    files = read(kept, new)
+    keep(used(files), kept, new)
     chart = "results.png" if draw(files, a.to/"results.png") else None
     text = write_up(files, chart)
     (a.to/"RESULTS.md").write_text(text, encoding="utf-8")

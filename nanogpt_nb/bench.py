@@ -186,11 +186,12 @@ def _machine(device:torch.device) -> dict:
     return dict(device=_device_name(device, Ranks()), processor=processor(), python=platform.python_version(), torch=torch.__version__,
                 memory_is=MEMORY.get(device.type, MEMORY["cpu"]), at=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
-# %% ../nbs/14c_bench.ipynb #81de98cd
+# %% ../nbs/14c_bench.ipynb #aa331fa2
 def bench_from_args(args) -> int: # BenchArgs
     "Measure and print what `nanogpt bench` was asked for; 130 where Ctrl-C ended it."
     if args.all and args.presets: raise ConfigError(f"--all measures every preset; leave {args.presets[0]} out, or leave --all out.")
     if args.out is not None and not args.out.parent.is_dir(): raise ConfigError(f"--out {args.out} is in a folder that is not there; make {args.out.parent}, or give another place.")
+    if args.out is not None and args.out.is_dir(): raise ConfigError(f"--out {args.out} is a folder; name a file in it, for instance {args.out/'bench.json'}.")
     told = bench(*(PRESETS if args.all else args.presets), device=args.device, seconds=args.seconds, batch=args.batch, batch_size=args.batch_size)
     as_json = json.dumps(told.to_dict(), indent=2, allow_nan=False)
     if args.out is not None: write_whole(args.out, as_json + "\n")

@@ -109,7 +109,7 @@ def _keep_best(run, trainer):
     about = [read_json(run.path/which/"checkpoint.json") for which in ("last", "best")]
     if about[0].get("val_loss") == trainer.best and about[0].get("step") != about[1].get("step"): run.tidy("last"); run.link_checkpoint()
 
-# %% ../nbs/07c_train.ipynb #855cc4fe
+# %% ../nbs/07c_train.ipynb #ca78a1ba
 def _loop(run, trainer, show, tracking, on_estimate, stop=None):
     "Say what begins, train, say how it ended."
     c, d = trainer.config, trainer.dataset
@@ -118,6 +118,8 @@ def _loop(run, trainer, show, tracking, on_estimate, stop=None):
     show(f"text: {d.corpus.name}, {len(d.train) + len(d.val):,} tokens, vocabulary of {d.tokenizer.vocab_size}")
     if d.corpus.note: show(f"      {d.corpus.note}")
     if not c.eval_iters and len(d.val) > EVAL_TOKENS: show(f"      losses are estimated over {EVAL_TOKENS:,} tokens of each split")
+    work = 6e-12 * trainer.model.num_parameters() * c.batch_size * c.block_size * c.gradient_accumulation_steps
+    if trainer.device.type == "cpu" and work > 0.5: show(f"      a step is {work:.1f} TFLOP, which takes a CPU seconds; --preset cpu is made for one")
     if c.compile: trainer.compile(show)
     capture(trainer, show)
     if trainer.step: show(f"going on from step {trainer.step}")

@@ -561,6 +561,12 @@ def test_results_say_what_was_met_what_not_and_what_is_missing(tmp_path, capsys)
     (tmp_path / "to").mkdir()
     main(results, "--figures", tmp_path, "--to", tmp_path / "to")
     capsys.readouterr()
+    assert sorted(p.stem for p in (tmp_path / "to" / "figures").iterdir()) == ["mfu", "minute", "new", "sampling"]
+    told = (tmp_path / "to" / "RESULTS.md").read_text()
+    (tmp_path / "empty").mkdir()
+    main(results, "--figures", tmp_path / "empty", "--to", tmp_path / "to")  # what was kept still counts
+    capsys.readouterr()
+    assert (tmp_path / "to" / "RESULTS.md").read_text() == told
     rows = {cells[1]: cells[2:] for line in (tmp_path / "to" / "RESULTS.md").read_text().splitlines() if line.startswith("| ") for cells in [[c.strip() for c in line.split("|")]]}
     at = lambda name: next(cells for key, cells in rows.items() if key.startswith(name))
     assert at("time to 1.88")[1:3] == ["12.5×", "yes"] and at("time to 1.88")[4] == "2030-02-01 new.json"
