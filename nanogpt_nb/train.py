@@ -167,7 +167,7 @@ def _explain(run, e):
                         f"and go on with nanogpt train --resume {run.name}, from the last checkpoint, which is whole.")
     return e
 
-# %% ../nbs/07c_train.ipynb #5546ced8
+# %% ../nbs/07c_train.ipynb #cc02f100
 class _Onlooker(Run):
     "A run as the ranks other than 0 have it."
     append = log = set_status = save_checkpoint = link_checkpoint = lambda self, *_, **__: None
@@ -176,7 +176,9 @@ class _Onlooker(Run):
 def _in_company(ranks):
     "Signals are noted inside, and the other ranks waited for at the end; for a process that is alone, nothing."
     if ranks.world == 1: yield None; return
-    with StopRequest() as stop: yield stop
+    with StopRequest() as stop:
+        try: yield stop
+        except BaseException: stop.before = {}; raise                             # torchrun's SIGTERM must not come before the sentence
     with contextlib.suppress(RankError): ranks.share()
 
 # %% ../nbs/07c_train.ipynb #c7e01766
